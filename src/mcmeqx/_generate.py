@@ -1,0 +1,65 @@
+"""The jitted, batched edge of sampling."""
+
+import equinox as eqx
+import jax
+import numpy as np
+from jaxtyping import Array, Float, Int, Key
+from tqdm import tqdm
+
+from mcmeqx._denoiser import Denoiser
+from mcmeqx._sampler import AbstractSampler, sample
+
+
+@eqx.filter_jit
+def _sample_batch(model, sampler, ts, noise, labels, keys):
+    def one(z, label, key):
+        return sample(
+            lambda z, t: model(z, t, label), sampler, model.schedule, z, ts, key=key
+        )
+
+    return jax.vmap(one)(noise, labels, keys)
+
+
+def generate(
+    model: Denoiser,
+    sampler: AbstractSampler,
+    ts: np.ndarray,
+    noise: Float[Array, "n *shape"] | Float[np.ndarray, "n *shape"],
+    labels: Int[Array, " labels"] | Int[np.ndarray, " labels"] | None = None,
+    *,
+    key: Key[Array, ""],
+    batch_size: int = 64,
+    describe: str | None = None,
+) -> Float[np.ndarray, "n *shape"]:
+    """Samples in the shape of `noise`, one for each of its rows, on the host.
+
+    Row i depends on `noise[i]`, `labels[i]`, `key` and i alone, so that two models
+    given the same rows can be compared picture by picture and the batch size changes
+    nothing but speed. One executable serves every batch; `ts` is traced, so grids of equal
+    length share it. `describe` names a progress bar.
+
+    Raises ValueError if `noise` is empty, `labels` differ in number or `batch_size` is
+    not positive.
+    """
+    n = len(noise)
+    if n < 1 or batch_size < 1:
+        raise ValueError(
+            f"generate needs at least one row of noise and a batch_size of 1 or more, "
+            f"got {n} rows and batch_size {batch_size}"
+        )
+    if labels is not None and len(labels) != n:
+        raise ValueError(f"generate got {n} rows of noise but {len(labels)} labels")
+    batch_size = min(batch_size, n)
+    keys = jax.random.split(key, n)
+    ts = np.asarray(ts, np.float32 if noise.dtype == np.float32 else np.float64)
+    out = []
+    starts = range(0, n, batch_size)
+    for start in tqdm(starts, desc=describe, disable=describe is None, leave=False):
+        rows = np.minimum(np.arange(start, start + batch_size), n - 1)
+        batch_labels = None if labels is None else labels[rows]
+        out.append(
+            np.asarray(
+                _sample_batch(model, sampler, ts, noise[rows], batch_labels, keys[rows])
+            )
+        )
+    return np.concatenate(out)[:n]

@@ -1,0 +1,170 @@
+"""Losses of one example: diffusion, and multistep consistency (Heek et al. 2024).
+
+Both compare estimates of x and weight the distance by a function of the noise level.
+With `w = SNR + 1 = 1 / sigma^2` the squared distance of x is that of v, because
+`x_hat - x = -sigma (v_hat - v)`.
+"""
+
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Literal
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Key
+
+from mcmeqx._denoiser import Denoiser
+from mcmeqx._sampler import ddim
+from mcmeqx._segment import Segments, merge_steps
+from mcmeqx._teacher import AbstractTeacher
+from mcmeqx._types import Example, Sample, Scalar, ScalarLike
+
+Weighting = Callable[[Scalar], Scalar]
+TeacherSteps = Callable[[ScalarLike], ScalarLike]
+
+
+def snr_plus_one(logsnr: Scalar) -> Scalar:
+    """`SNR + 1 = 1 / sigma^2`, the paper's weight."""
+    return jnp.exp(jax.nn.softplus(logsnr))
+
+
+def sqrt_snr_plus_one(logsnr: Scalar) -> Scalar:
+    """`1 / sigma`: with a norm, the distance of v, level over all times."""
+    return jnp.exp(0.5 * jax.nn.softplus(logsnr))
+
+
+class PseudoHuber(eqx.Module):
+    """`sqrt(|x|^2 + eps^2) - eps`: a norm with a smooth, quadratic bottom."""
+
+    eps: float = eqx.field(default=1e-4, static=True)
+    """Where quadratic turns linear, in units of x."""
+    reduction: Literal["rms", "sum", "elementwise"] = eqx.field(
+        default="rms", static=True
+    )
+    """The mean square, the sum of squares, or each element's square, then averaged."""
+
+    def __check_init__(self):
+        if not self.eps > 0:
+            raise ValueError(
+                f"PseudoHuber.eps must be positive, or the gradient at 0 is undefined; "
+                f"got {self.eps}"
+            )
+        if self.reduction not in ("rms", "sum", "elementwise"):
+            raise ValueError(
+                "PseudoHuber.reduction is rms, sum or elementwise, "
+                f"got {self.reduction}"
+            )
+
+    def __call__(self, difference: Sample) -> Scalar:
+        """The distance, at least 0, of one example's difference."""
+        square = difference**2
+        if self.reduction == "rms":
+            square = jnp.mean(square)
+        elif self.reduction == "sum":
+            square = jnp.sum(square)
+        return jnp.mean(square / (jnp.sqrt(square + self.eps**2) + self.eps))
+
+
+class AbstractLoss(eqx.Module):
+    """The loss of one example, a scalar, with metrics to log."""
+
+    @abstractmethod
+    def __call__(
+        self,
+        model: Denoiser,
+        example: Example,
+        *,
+        step: ScalarLike,
+        key: Key[Array, ""],
+    ) -> tuple[Scalar, dict[str, Scalar]]:
+        """Loss and metrics at training step `step`; `key` is this example's own."""
+
+
+class DiffusionLoss(AbstractLoss):
+    """`w_t mean (x - x_hat)^2` at a uniform time: the v-loss by default."""
+
+    weighting: Weighting = eqx.field(default=snr_plus_one, static=True)
+    """Weight as a function of logsnr."""
+
+    def __call__(
+        self,
+        model: Denoiser,
+        example: Example,
+        *,
+        step: ScalarLike,
+        key: Key[Array, ""],
+    ) -> tuple[Scalar, dict[str, Scalar]]:
+        """The loss at one uniform time in [0, 1]."""
+        time_key, noise_key, dropout_key = jax.random.split(key, 3)
+        x, schedule = example.x, model.schedule
+        t = jax.random.uniform(time_key, (), jnp.float32)
+        z = schedule.diffuse(x, jax.random.normal(noise_key, x.shape, x.dtype), t)
+        square = jnp.mean((x - model(z, t, example.label, key=dropout_key)) ** 2)
+        loss = self.weighting(jnp.asarray(schedule.logsnr(t))) * square
+        return loss, {"loss": loss, "x_mse": square}
+
+
+def annealed_steps(
+    start: float = 64.0, stop: float = 1280.0, over: int = 100_000
+) -> TeacherSteps:
+    """`step -> N`, exponential from `start` to `stop` in `over` steps, then constant.
+
+    The defaults are the paper's for ImageNet (sec. 3). N is traced: no step recompiles.
+    Raises ValueError unless `1 <= start <= stop` and `over >= 1`.
+    """
+    if not 1 <= start <= stop or over < 1:
+        raise ValueError(
+            "teacher steps anneal from start >= 1 up to stop over at least one "
+            f"training step, got start={start}, stop={stop}, over={over}"
+        )
+
+    def teacher_steps(step: ScalarLike) -> Scalar:
+        done = jnp.clip(jnp.asarray(step, jnp.float32) / over, 0.0, 1.0)
+        return start * (stop / start) ** done
+
+    return teacher_steps
+
+
+class MultistepConsistencyLoss(AbstractLoss):
+    """Algorithm 1: the student agrees with itself one teacher step closer to data."""
+
+    teacher: AbstractTeacher
+    """`DistillationTeacher` for CD, `DataTeacher` for CT."""
+    segments: Segments
+    """The student's segments."""
+    teacher_steps: TeacherSteps = eqx.field(default=annealed_steps(), static=True)
+    """N as a function of the training step."""
+    weighting: Weighting = eqx.field(default=snr_plus_one, static=True)
+    """Weight as a function of logsnr."""
+    distance: PseudoHuber = PseudoHuber()
+    """Distance between target and estimate of x."""
+
+    def __call__(
+        self,
+        model: Denoiser,
+        example: Example,
+        *,
+        step: ScalarLike,
+        key: Key[Array, ""],
+    ) -> tuple[Scalar, dict[str, Scalar]]:
+        """The weighted distance at one random teacher step of one random segment."""
+        time_key, noise_key, dropout_key = jax.random.split(key, 3)
+        x, schedule = example.x, model.schedule
+        steps = self.teacher_steps(step)
+        times = self.segments.draw(steps, key=time_key)
+
+        def student(z: Sample, t: Scalar) -> Sample:
+            return model(z, t, example.label, key=dropout_key)
+
+        z_t = schedule.diffuse(
+            x, jax.random.normal(noise_key, x.shape, x.dtype), times.t
+        )
+        x_teacher = self.teacher.step_x(schedule, example, z_t, times.t, times.s)
+        z_s = ddim(schedule, z_t, x_teacher, times.t, times.s)
+        x_ref = student(z_s, times.s)
+        target = jax.lax.stop_gradient(merge_steps(schedule, x_teacher, x_ref, times))
+        distance = self.distance(target - student(z_t, times.t))
+        loss = self.weighting(jnp.asarray(schedule.logsnr(times.t))) * distance
+        metrics = {"loss": loss, "x_distance": distance, "teacher_steps": steps}
+        return loss, metrics

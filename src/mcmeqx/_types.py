@@ -1,0 +1,25 @@
+"""The types that every layer shares.
+
+A sample `x` or `z` is one example, unbatched: an image is float32, channel first, in
+[-1, 1]. A denoiser is any function `(z_t, t) -> x`, whatever stands behind it.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from jaxtyping import Array, Float, Int
+
+Sample = Float[Array, "*shape"]
+Scalar = Float[Array, ""]
+ScalarLike = Float[Array, ""] | Int[Array, ""] | float | int
+Label = Int[Array, ""] | int | None
+DenoiseFn = Callable[[Sample, ScalarLike], Sample]
+
+
+class Example(NamedTuple):
+    """One data point, or, with a leading axis on every field, a batch of them."""
+
+    x: Float[Array, "*shape"]
+    """Clean sample; images are channel first, in [-1, 1]."""
+    label: Int[Array, "*batch"] | None = None
+    """Class index in [0, classes), or None without classes."""

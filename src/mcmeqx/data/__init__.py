@@ -1,0 +1,7 @@
+"""Labelled image sets, and the loader that draws batches from them."""
+
+from mcmeqx.data._emoji64 import emoji64 as emoji64
+from mcmeqx.data._imagenet import imagenet64 as imagenet64
+from mcmeqx.data._images import Images as Images
+from mcmeqx.data._loader import batches as batches
+from mcmeqx.data._openmoji import openmoji as openmoji

@@ -1,0 +1,70 @@
+"""Arrays that are slow to make, kept in one npz file, written whole or not at all.
+
+A file is trusted only if every array in it decompresses to its checksum (a zip's CRC)
+and if it was made from the same inputs, which the `key` stored in it says.
+"""
+
+import os
+import secrets
+import warnings
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+Arrays = dict[str, np.ndarray]
+
+_KEY = "key"
+_DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, KeyError, ValueError)
+
+
+def cache_folder() -> Path:
+    """`$XDG_CACHE_HOME/mcmeqx`, or `~/.cache/mcmeqx` if that is unset or relative."""
+    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return (base if base.is_absolute() else Path.home() / ".cache") / "mcmeqx"
+
+
+def cached(path: Path, key: str, build: Callable[[], Arrays]) -> Arrays:
+    """The arrays of `build()`, read from the npz file `path` if it was made for `key`.
+
+    A file made for another key is written anew. One that is truncated or otherwise
+    damaged is too, with a `RuntimeWarning`. Where `path` cannot be written the arrays
+    are returned all the same, with a `RuntimeWarning`.
+    """
+    arrays = _load(path, key)
+    if arrays is None:
+        arrays = build()
+        try:
+            _store(path, {**arrays, _KEY: np.array(key)})
+        except OSError as error:
+            warnings.warn(f"no cache kept: {error}", RuntimeWarning, stacklevel=3)
+    return arrays
+
+
+def _load(path: Path, key: str) -> Arrays | None:
+    if not path.exists():
+        return None
+    try:
+        # Opened here, since np.load leaves a file that is no whole zip open.
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        same = str(arrays.pop(_KEY)) == key
+    except _DAMAGE as error:
+        text = f"cache {path} is damaged ({error!r}): it is made anew"
+        warnings.warn(text, RuntimeWarning, stacklevel=4)
+        return None
+    return arrays if same else None
+
+
+def _store(path: Path, arrays: Arrays) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Not tempfile: its files are for one user alone, and a cache may be shared.
+    unfinished = path.with_name(f"{path.name}.{secrets.token_hex(8)}.tmp")
+    try:
+        with unfinished.open("xb") as file:
+            np.savez_compressed(file, allow_pickle=False, **arrays)
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)

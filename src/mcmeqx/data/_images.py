@@ -1,0 +1,100 @@
+"""A labelled set of images held in memory: the one thing that every reader returns.
+
+Pixels stay bytes, four times smaller than float32, and are scaled where they are read:
+x = pixels / 127.5 - 1, so that 0 becomes -1 and 255 becomes 1 exactly. They are stored
+channel last, as image files are, and handed out channel first, as networks want them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+
+from mcmeqx._types import Example
+
+Indices = Sequence[int] | np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Images:
+    """Labelled images of one size, indexable, never changed after they are made.
+
+    Raises `TypeError` for arrays of another dtype, and `ValueError` for a wrong shape,
+    a label outside [0, len(classes)) or a class named twice. A set may be empty.
+    """
+
+    pixels: np.ndarray
+    """uint8, (n, height, width, channel), in 0..255. A read-only view is kept."""
+    labels: np.ndarray
+    """int32, (n,): positions in `classes`. A read-only view is kept."""
+    classes: tuple[str, ...]
+    """Name of each class."""
+    name: str
+    """What to call the set in logs and file names."""
+
+    def __post_init__(self) -> None:
+        _check_array("pixels", self.pixels, np.uint8, 4)
+        _check_array("labels", self.labels, np.int32, 1)
+        if len(self.pixels) != len(self.labels):
+            raise ValueError(
+                f"{len(self.pixels)} pixels, but {len(self.labels)} labels"
+            )
+        if 0 in self.pixels.shape[1:]:
+            raise ValueError(f"pixels has an empty axis: its shape is {self.shape}")
+        if len(set(self.classes)) != len(self.classes):
+            raise ValueError(f"classes names a class twice: {self.classes}")
+        wrong = (self.labels < 0) | (self.labels >= len(self.classes))
+        if wrong.any():
+            at = int(wrong.argmax())
+            value, count = self.labels[at], len(self.classes)
+            raise ValueError(f"labels[{at}] is {value}, outside [0, {count})")
+        for field in ("pixels", "labels"):
+            view = getattr(self, field).view()
+            view.flags.writeable = False
+            object.__setattr__(self, field, view)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(channel, height, width) of one example, the shape of the samples."""
+        height, width, channel = self.pixels.shape[1:]
+        return channel, height, width
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, i: int) -> Example:
+        """Example `i`: x float32 (channel, height, width) in [-1, 1], label int32 ().
+
+        Negative `i` count from the end; raises `IndexError` past either end.
+        """
+        if not -len(self) <= i < len(self):
+            raise IndexError(f"example {i} of {len(self)} in {self.name}")
+        return _example(self.pixels[i], np.asarray(self.labels[i]))
+
+    def take(self, indices: Indices) -> Example:
+        """The batch at `indices`, in their order; an index may come twice.
+
+        x is float32 (batch, channel, height, width) in [-1, 1], label int32 (batch,).
+        Raises `TypeError` unless `indices` is a list of integers, and `IndexError` for
+        one past either end.
+        """
+        at = np.asarray(indices, dtype=None if len(indices) else np.int64)
+        if at.ndim != 1 or not np.issubdtype(at.dtype, np.integer):
+            raise TypeError(f"indices: {at.ndim}-D {at.dtype}, expected 1-D integers")
+        return _example(self.pixels[at], self.labels[at])
+
+
+def _check_array(field: str, value: Any, dtype: type[np.generic], ndim: int) -> None:
+    if not isinstance(value, np.ndarray) or value.dtype != dtype:
+        found = getattr(value, "dtype", type(value).__name__)
+        raise TypeError(f"{field}: {found}, expected a NumPy array of {dtype.__name__}")
+    if value.ndim != ndim:
+        raise ValueError(f"{field}: shape {value.shape}, expected {ndim} axes")
+
+
+def _example(pixels: np.ndarray, label: np.ndarray) -> Example:
+    x = np.moveaxis(pixels, -1, -3).astype(np.float32, order="C")
+    x /= 127.5
+    x -= 1.0
+    return Example(cast(Any, x), cast(Any, label))

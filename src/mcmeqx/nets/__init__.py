@@ -1,0 +1,15 @@
+"""Networks, and the configurations that build them."""
+
+from mcmeqx.nets._mlp import MLP as MLP
+from mcmeqx.nets._mlp import MLPConfig as MLPConfig
+from mcmeqx.nets._network import AbstractNetwork as AbstractNetwork
+from mcmeqx.nets._network import noise_level_features as noise_level_features
+from mcmeqx.nets._uvit import Stage as Stage
+from mcmeqx.nets._uvit import UViT as UViT
+from mcmeqx.nets._uvit import UViTConfig as UViTConfig
+from mcmeqx.nets._uvit import count_parameters as count_parameters
+from mcmeqx.nets._uvit import demo64 as demo64
+from mcmeqx.nets._uvit import imagenet64_large as imagenet64_large
+from mcmeqx.nets._uvit import imagenet64_small as imagenet64_small
+from mcmeqx.nets._uvit import imagenet128_large as imagenet128_large
+from mcmeqx.nets._uvit import imagenet128_small as imagenet128_small

@@ -1,0 +1,197 @@
+"""The layers of the UViT: channels last, one example, float32 parameters.
+
+Blocks follow simple diffusion (Hoogeboom et al. 2023, app. B): every residual branch
+ends in a layer that starts at zero, so that a fresh network passes its input through.
+The noise level and class enter by FiLM, `h (1 + scale) + shift` (Perez et al. 2018).
+"""
+
+import math
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+Map = Float[Array, "height width channel"]
+Tokens = Float[Array, "token channel"]
+Vector = Float[Array, " embedding"]
+
+
+class Dense(eqx.Module):
+    """A linear map of the last axis, with a bias."""
+
+    weight: Float[Array, "in out"]
+    bias: Float[Array, " out"]
+
+    def __init__(
+        self, n_in: int, n_out: int, *, gain: float = 1.0, key: Key[Array, ""]
+    ):
+        scale = gain / math.sqrt(n_in)
+        self.weight = scale * jax.random.normal(key, (n_in, n_out), jnp.float32)
+        self.bias = jnp.zeros(n_out, jnp.float32)
+
+    def __call__(self, x: Float[Array, "*rest in"]) -> Float[Array, "*rest out"]:
+        """`x @ weight + bias`."""
+        return x @ self.weight + self.bias
+
+
+class Conv(eqx.Module):
+    """A 3x3 convolution with zero padding that keeps height and width."""
+
+    weight: Float[Array, "3 3 in out"]
+    bias: Float[Array, " out"]
+
+    def __init__(
+        self, n_in: int, n_out: int, *, gain: float = 1.0, key: Key[Array, ""]
+    ):
+        scale = gain / math.sqrt(9 * n_in)
+        self.weight = scale * jax.random.normal(key, (3, 3, n_in, n_out), jnp.float32)
+        self.bias = jnp.zeros(n_out, jnp.float32)
+
+    def __call__(self, x: Map) -> Map:
+        """The convolved map with `out` channels."""
+        out = jax.lax.conv_general_dilated(
+            x[None],
+            self.weight,
+            (1, 1),
+            "SAME",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        return out[0] + self.bias
+
+
+def film(x: Array, scale_shift: Float[Array, " twice"]) -> Array:
+    """`x (1 + scale) + shift` with the two halves of `scale_shift`, per channel."""
+    scale, shift = jnp.split(scale_shift, 2)
+    return x * (1 + scale) + shift
+
+
+class GroupNorm(eqx.Module):
+    """Group normalisation of a map, over 32 groups or as many as its width allows."""
+
+    scale: Float[Array, " channel"]
+    bias: Float[Array, " channel"]
+    groups: int = eqx.field(static=True)
+
+    def __init__(self, width: int):
+        self.scale = jnp.ones(width, jnp.float32)
+        self.bias = jnp.zeros(width, jnp.float32)
+        self.groups = math.gcd(width, 32)
+
+    def __call__(self, x: Map) -> Map:
+        """The normalised map: float32 statistics folded into one multiply-add."""
+        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        mean = jnp.mean(wide, (0, 1)).reshape(self.groups, -1).mean(1)
+        square = jnp.mean(wide**2, (0, 1)).reshape(self.groups, -1).mean(1)
+        rsqrt = jax.lax.rsqrt(jnp.maximum(square - mean**2, 0.0) + 1e-5)
+        repeats = x.shape[-1] // self.groups
+        factor = jnp.repeat(rsqrt, repeats) * self.scale.astype(wide.dtype)
+        offset = self.bias.astype(wide.dtype) - jnp.repeat(mean, repeats) * factor
+        return x * factor.astype(x.dtype) + offset.astype(x.dtype)
+
+
+class RMSNorm(eqx.Module):
+    """Root-mean-square norm of the last axis, with a scale (Zhang & Sennrich 2019)."""
+
+    scale: Float[Array, " channel"]
+
+    def __init__(self, width: int):
+        self.scale = jnp.ones(width, jnp.float32)
+
+    def __call__(
+        self, x: Float[Array, "*rest channel"]
+    ) -> Float[Array, "*rest channel"]:
+        """The input over its root mean square, which is taken in float32."""
+        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        rsqrt = jax.lax.rsqrt(jnp.mean(wide**2, -1, keepdims=True) + 1e-6)
+        return x * rsqrt.astype(x.dtype) * self.scale
+
+
+class ResNetBlock(eqx.Module):
+    """x plus norm, swish, convolution, norm, FiLM, swish, dropout, zero convolution."""
+
+    norm_in: GroupNorm
+    conv_in: Conv
+    norm_out: GroupNorm
+    film: Dense
+    dropout: eqx.nn.Dropout
+    conv_out: Conv
+
+    def __init__(
+        self, width: int, embedding: int, dropout: float, *, key: Key[Array, ""]
+    ):
+        in_key, film_key, out_key = jax.random.split(key, 3)
+        self.norm_in = GroupNorm(width)
+        self.conv_in = Conv(width, width, key=in_key)
+        self.norm_out = GroupNorm(width)
+        self.film = Dense(embedding, 2 * width, gain=0.1, key=film_key)
+        self.dropout = eqx.nn.Dropout(dropout)
+        self.conv_out = Conv(width, width, gain=0.0, key=out_key)
+
+    def __call__(self, x: Map, emb: Vector, key: Key[Array, ""] | None) -> Map:
+        """The map after the block, in the shape of `x`."""
+        h = self.conv_in(jax.nn.silu(self.norm_in(x)))
+        h = jax.nn.silu(film(self.norm_out(h), self.film(emb)))
+        h = self.dropout(h, key=key, inference=key is None)
+        return x + self.conv_out(h)
+
+
+class TransformerBlock(eqx.Module):
+    """A FiLM-conditioned MLP, then self-attention with normalised queries and keys."""
+
+    norm_mlp: RMSNorm
+    mlp_in: Dense
+    film: Dense
+    dropout: eqx.nn.Dropout
+    mlp_out: Dense
+    norm_attention: RMSNorm
+    qkv: Dense
+    norm_q: RMSNorm
+    norm_k: RMSNorm
+    out: Dense
+    heads: int = eqx.field(static=True)
+
+    def __init__(
+        self,
+        width: int,
+        embedding: int,
+        dropout: float,
+        head_width: int,
+        *,
+        key: Key[Array, ""],
+    ):
+        keys = jax.random.split(key, 5)
+        self.norm_mlp = RMSNorm(width)
+        self.mlp_in = Dense(width, 4 * width, key=keys[0])
+        self.film = Dense(embedding, 8 * width, gain=0.1, key=keys[1])
+        self.dropout = eqx.nn.Dropout(dropout)
+        self.mlp_out = Dense(4 * width, width, gain=0.0, key=keys[2])
+        self.norm_attention = RMSNorm(width)
+        self.qkv = Dense(width, 3 * width, key=keys[3])
+        self.norm_q = RMSNorm(head_width)
+        self.norm_k = RMSNorm(head_width)
+        self.out = Dense(width, width, gain=0.0, key=keys[4])
+        self.heads = width // head_width
+
+    def __call__(self, x: Tokens, emb: Vector, key: Key[Array, ""] | None) -> Tokens:
+        """The tokens after the block, in the shape of `x`."""
+        h = film(jax.nn.silu(self.mlp_in(self.norm_mlp(x))), self.film(emb))
+        x = x + self.mlp_out(self.dropout(h, key=key, inference=key is None))
+        q, k, v = jnp.split(self.qkv(self.norm_attention(x)), 3, axis=-1)
+        q, k, v = (a.reshape(len(a), self.heads, -1) for a in (q, k, v))
+        attended = jax.nn.dot_product_attention(self.norm_q(q), self.norm_k(k), v)
+        return x + self.out(attended.reshape(x.shape))
+
+
+class Fusion(eqx.Module):
+    """`(norm(h) + norm(skip)) / sqrt 2`: how the way up takes in the way down."""
+
+    norm_h: RMSNorm
+    norm_skip: RMSNorm
+
+    def __init__(self, width: int):
+        self.norm_h, self.norm_skip = RMSNorm(width), RMSNorm(width)
+
+    def __call__(self, h: Array, skip: Array) -> Array:
+        """The fused map or tokens, in the shape of both."""
+        return (self.norm_h(h) + self.norm_skip(skip)) * math.sqrt(0.5)

@@ -1,0 +1,309 @@
+"""The UViT of simple diffusion (Hoogeboom et al. 2023), the paper's network.
+
+Stages run from full resolution down to the middle and back up through mirrored ones.
+An average pool ends each stage on the way down, nearest-neighbour upsampling opens each
+on the way up, 1x1 projections change the width, and every block on the way up takes in
+its partner's output on the way down. Equal transformer blocks are one stacked block
+under `lax.scan`, so compile time does not grow with depth; convolutions are unrolled,
+since their gradients are slow inside a loop on CPUs.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from mcmeqx._types import Label, Sample, Scalar
+from mcmeqx.nets._layers import (
+    Conv,
+    Dense,
+    Fusion,
+    GroupNorm,
+    Map,
+    ResNetBlock,
+    TransformerBlock,
+    Vector,
+)
+from mcmeqx.nets._network import AbstractNetwork, Embedding
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Blocks of one kind at one resolution."""
+
+    kind: Literal["resnet", "transformer"]
+    """What the blocks are."""
+    width: int
+    """Channels."""
+    depth: int
+    """Blocks on the way down, and again on the way up; once in the middle."""
+    dropout: float = 0.0
+    """Dropout rate in every block, in [0, 1)."""
+
+
+@dataclass(frozen=True)
+class UViTConfig:
+    """What a UViT is built from; `build` checks it and draws the parameters."""
+
+    image_size: int
+    """Side of the image, in pixels."""
+    stages: tuple[Stage, ...]
+    """From full resolution to the middle; each but the last ends in a 2x2 pool."""
+    channels: int = 3
+    """Channels of the image."""
+    classes: int | None = None
+    """Number of classes; None for an unconditional network."""
+    embedding: int = 1024
+    """Width of the vector of noise level and class."""
+    head_width: int = 64
+    """Channels of one attention head."""
+    patch: int = 1
+    """Side of the pixel blocks that are folded into channels before the first stage."""
+
+    def __post_init__(self):
+        if not self.stages:
+            raise ValueError(
+                "UViTConfig.stages is empty; give at least the middle stage"
+            )
+        coarsest = self.patch * 2 ** (len(self.stages) - 1)
+        if self.patch < 1 or self.image_size % coarsest:
+            raise ValueError(
+                f"image_size {self.image_size} is not a multiple of {coarsest}: patch "
+                f"{self.patch} and {len(self.stages) - 1} 2x2 pools"
+            )
+        for stage in self.stages:
+            if stage.kind == "transformer" and stage.width % self.head_width:
+                raise ValueError(
+                    f"a transformer stage of width {stage.width} does not split into "
+                    f"heads of head_width {self.head_width}"
+                )
+            if stage.depth < 1 or not 0.0 <= stage.dropout < 1.0:
+                raise ValueError(
+                    f"a stage needs depth >= 1 and dropout in [0, 1), got {stage}"
+                )
+
+    def build(self, *, key: Key[Array, ""]) -> "UViT":
+        """A freshly initialised network; its first output is zero."""
+        return UViT(self, key=key)
+
+
+_TOP = (Stage("resnet", 256, 3), Stage("transformer", 512, 3))
+_TOP_LARGE = (Stage("resnet", 512, 3, 0.1), Stage("transformer", 1024, 3, 0.1))
+imagenet64_small = UViTConfig(
+    64, (*_TOP, Stage("transformer", 1024, 16, 0.2)), classes=1000
+)
+imagenet64_large = UViTConfig(
+    64,
+    (
+        replace(_TOP_LARGE[0], dropout=0.0),
+        _TOP_LARGE[1],
+        Stage("transformer", 2048, 16, 0.1),
+    ),
+    classes=1000,
+)
+imagenet128_small = UViTConfig(
+    128,
+    (Stage("resnet", 128, 3), *_TOP, Stage("transformer", 1024, 16, 0.1)),
+    classes=1000,
+)
+imagenet128_large = UViTConfig(
+    128,
+    (Stage("resnet", 256, 3), *_TOP_LARGE, Stage("transformer", 2048, 16, 0.1)),
+    classes=1000,
+)
+demo64 = UViTConfig(
+    64,
+    (Stage("resnet", 64, 1), Stage("transformer", 128, 6)),
+    classes=9,
+    embedding=128,
+    patch=4,
+)
+
+
+class ResNets(eqx.Module):
+    """The ResNet blocks of one stage, unrolled."""
+
+    blocks: tuple[ResNetBlock, ...]
+    fusions: tuple[Fusion, ...] | None
+
+    def __init__(
+        self, config: UViTConfig, stage: Stage, *, fuse: bool, key: Key[Array, ""]
+    ):
+        keys = jax.random.split(key, stage.depth)
+        self.blocks = tuple(
+            ResNetBlock(stage.width, config.embedding, stage.dropout, key=k)
+            for k in keys
+        )
+        self.fusions = tuple(Fusion(stage.width) for _ in keys) if fuse else None
+
+    def __call__(
+        self, h: Map, emb: Vector, skips: Array | None, key: Key[Array, ""] | None
+    ) -> tuple[Map, Array]:
+        """The map after all blocks, and every block's output, stacked.
+
+        `skips` are the outputs of the stage that this one mirrors.
+        """
+        count = len(self.blocks)
+        keys = [None] * count if key is None else list(jax.random.split(key, count))
+        outputs = []
+        for i, block in enumerate(self.blocks):
+            if self.fusions is not None and skips is not None:
+                h = self.fusions[i](h, skips[-1 - i])
+            h = block(h, emb, keys[i])
+            outputs.append(h)
+        return h, jnp.stack(outputs)
+
+
+class Transformers(eqx.Module):
+    """The transformer blocks of one stage: one stacked block under a scan."""
+
+    blocks: TransformerBlock
+    fusions: Fusion | None
+    depth: int = eqx.field(static=True)
+
+    def __init__(
+        self, config: UViTConfig, stage: Stage, *, fuse: bool, key: Key[Array, ""]
+    ):
+        def block(key: Key[Array, ""]) -> tuple[TransformerBlock, Fusion | None]:
+            arguments = (stage.width, config.embedding, stage.dropout)
+            fusion = Fusion(stage.width) if fuse else None
+            return TransformerBlock(*arguments, config.head_width, key=key), fusion
+
+        keys = jax.random.split(key, stage.depth)
+        self.blocks, self.fusions = eqx.filter_vmap(block)(keys)
+        self.depth = stage.depth
+
+    def __call__(
+        self, h: Map, emb: Vector, skips: Array | None, key: Key[Array, ""] | None
+    ) -> tuple[Map, Array]:
+        """The map after all blocks, and every block's output, stacked.
+
+        `skips` are the outputs of the stage that this one mirrors.
+        """
+        shape = h.shape
+        keys = None if key is None else jax.random.split(key, self.depth)
+        arrays, static = eqx.partition((self.blocks, self.fusions), eqx.is_array)
+        if skips is not None:
+            skips = skips[::-1].reshape(self.depth, -1, shape[-1])
+
+        def body(tokens, inputs):
+            arrays, skip, key = inputs
+            block, fusion = eqx.combine(arrays, static)
+            tokens = tokens if skip is None else fusion(tokens, skip)
+            tokens = block(tokens, emb, key)
+            return tokens, tokens
+
+        tokens, outputs = jax.lax.scan(
+            body, h.reshape(-1, shape[-1]), (arrays, skips, keys)
+        )
+        return tokens.reshape(shape), outputs.reshape(-1, *shape)
+
+
+Blocks = ResNets | Transformers
+
+
+def _blocks(
+    config: UViTConfig, stage: Stage, *, fuse: bool, key: Key[Array, ""]
+) -> Blocks:
+    kind = ResNets if stage.kind == "resnet" else Transformers
+    return kind(config, stage, fuse=fuse, key=key)
+
+
+def _fold(x: Map, side: int) -> Map:
+    height, width, channel = x.shape
+    x = x.reshape(height // side, side, width // side, side, channel)
+    return x.transpose(0, 2, 1, 3, 4).reshape(height // side, width // side, -1)
+
+
+def _unfold(x: Map, side: int) -> Map:
+    height, width, channel = x.shape
+    x = x.reshape(height, width, side, side, channel // side**2).transpose(
+        0, 2, 1, 3, 4
+    )
+    return x.reshape(height * side, width * side, -1)
+
+
+def _pool(x: Map) -> Map:
+    height, width, channel = x.shape
+    return x.reshape(height // 2, 2, width // 2, 2, channel).mean((1, 3))
+
+
+class UViT(AbstractNetwork):
+    """A U-shaped network, convolutional outside and a vision transformer inside."""
+
+    embed: Embedding
+    stem: Conv
+    down: tuple[Blocks, ...]
+    narrow_to_wide: tuple[Dense, ...]
+    position: Float[Array, "height width channel"]
+    middle: Blocks
+    wide_to_narrow: tuple[Dense, ...]
+    up: tuple[Blocks, ...]
+    norm: GroupNorm
+    head: Conv
+    patch: int = eqx.field(static=True)
+
+    def __init__(self, config: UViTConfig, *, key: Key[Array, ""]):
+        keys = iter(jax.random.split(key, 5 + 4 * len(config.stages)))
+        outer, middle = config.stages[:-1], config.stages[-1]
+        pairs = list(
+            zip(
+                [s.width for s in outer],
+                [s.width for s in config.stages[1:]],
+                strict=True,
+            )
+        )
+        folded = config.channels * config.patch**2
+        first = config.stages[0].width
+        side = config.image_size // (config.patch * 2 ** len(outer))
+        self.patch = config.patch
+        self.embed = Embedding(config.embedding, config.classes, key=next(keys))
+        self.stem = Conv(folded, first, key=next(keys))
+        self.down = tuple(_blocks(config, s, fuse=False, key=next(keys)) for s in outer)
+        self.narrow_to_wide = tuple(Dense(a, b, key=next(keys)) for a, b in pairs)
+        position = jax.random.normal(
+            next(keys), (side, side, middle.width), jnp.float32
+        )
+        self.position = 0.02 * position
+        self.middle = _blocks(config, middle, fuse=False, key=next(keys))
+        self.wide_to_narrow = tuple(Dense(b, a, key=next(keys)) for a, b in pairs)
+        self.up = tuple(_blocks(config, s, fuse=True, key=next(keys)) for s in outer)
+        self.norm = GroupNorm(first)
+        self.head = Conv(first, folded, gain=0.0, key=next(keys))
+
+    def __call__(
+        self,
+        z: Sample,
+        logsnr: Scalar,
+        label: Label = None,
+        *,
+        key: Key[Array, ""] | None = None,
+    ) -> Sample:
+        """The raw prediction for one image (channel, height, width)."""
+        count = 2 * len(self.down) + 1
+        keys = [None] * count if key is None else list(jax.random.split(key, count))
+        emb = self.embed(logsnr, label)
+        h = self.stem(_fold(z.transpose(1, 2, 0), self.patch))
+        skips = []
+        for stage, widen in zip(self.down, self.narrow_to_wide, strict=True):
+            h, outputs = stage(h, emb, None, keys.pop())
+            skips.append(outputs)
+            h = widen(_pool(h))
+        h, _ = self.middle(h + self.position, emb, None, keys.pop())
+        for stage, narrow in zip(self.up[::-1], self.wide_to_narrow[::-1], strict=True):
+            h = jnp.repeat(jnp.repeat(narrow(h), 2, 0), 2, 1)
+            h, _ = stage(h, emb, skips.pop(), keys.pop())
+        out = self.head(jax.nn.silu(self.norm(h)))
+        return _unfold(out, self.patch).transpose(2, 0, 1)
+
+
+def count_parameters(config: UViTConfig) -> int:
+    """Parameters of the network that `config` builds; allocates nothing."""
+    shapes = eqx.filter_eval_shape(lambda k: config.build(key=k), jax.random.key(0))
+    return sum(
+        math.prod(a.shape) for a in jax.tree.leaves(shapes) if hasattr(a, "shape")
+    )

@@ -1,0 +1,155 @@
+"""Exact answers on Gaussian data, from closed forms in NumPy and float64.
+
+For `x ~ N(0, diag(var))` write `q_t^2 = alpha_t^2 var + sigma_t^2`. The optimal denoiser
+is `alpha_t var / q_t^2 z`, the probability flow carries z_t to `q_s / q_t z_t`, and the
+exact multistep student predicts the v whose one DDIM step ends where the flow ends.
+"""
+
+import math
+
+import jax.numpy as jnp
+import numpy as np
+
+from mcmeqx import Cosine, Denoiser, Shifted
+from mcmeqx.nets import AbstractNetwork
+
+SCHEDULES = (
+    Cosine(),
+    Cosine(-20.0, 20.0),
+    Shifted(64, 32, 64),
+    Shifted(64, 32, 32),
+    Shifted(512, 32, 512),
+)
+
+
+def cosine_line(schedule: Cosine) -> tuple[float, float]:
+    """Start and slope of the cosine schedule's angle."""
+    start = math.atan(math.exp(-schedule.logsnr_max / 2))
+    return start, math.atan(math.exp(-schedule.logsnr_min / 2)) - start
+
+
+def theta(schedule, t):
+    """The angle with `alpha = cos`, `sigma = sin`, in float64."""
+    t = np.asarray(t, np.float64)
+    if isinstance(schedule, Cosine):
+        start, slope = cosine_line(schedule)
+        return start + slope * t
+    angle = theta(schedule.base, t)
+    low, high, side = schedule.low, schedule.high, schedule.image_resolution
+    stretch = (side / low) ** (1 - t) * (side / high) ** t
+    return np.arctan2(stretch * np.sin(angle), np.cos(angle))
+
+
+def alpha_sigma(schedule, t):
+    """`alpha_t` and `sigma_t` in float64."""
+    angle = theta(schedule, t)
+    return np.cos(angle), np.sin(angle)
+
+
+def scale(schedule, var, t):
+    """`q_t`, the standard deviation of z_t where x has the variance `var`."""
+    alpha, sigma = alpha_sigma(schedule, t)
+    return np.sqrt(alpha**2 * var + sigma**2)
+
+
+def gaussian_denoiser(schedule, var):
+    """`(z, t) -> E[x | z_t]`, traceable, in the dtype of z."""
+
+    def denoise(z, t):
+        alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+        return alpha * var / (alpha**2 * var + sigma**2) * z
+
+    return denoise
+
+
+def gaussian_x_var(var):
+    """`(schedule, t) -> ` mean posterior variance of x given z_t."""
+
+    def x_var(schedule, t):
+        alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+        return jnp.mean(var * sigma**2 / (alpha**2 * var + sigma**2))
+
+    return x_var
+
+
+class GaussianNetwork(AbstractNetwork):
+    """The optimal v for data of the variance `var`; it refuses dropout."""
+
+    var: float
+
+    def __call__(self, z, logsnr, label=None, *, key=None):
+        assert key is None
+        angle = jnp.arctan(jnp.exp(-0.5 * logsnr.astype(jnp.float64)))
+        alpha, sigma = jnp.cos(angle), jnp.sin(angle)
+        gain = alpha * sigma * (1 - self.var) / (alpha**2 * self.var + sigma**2)
+        return gain.astype(z.dtype) * z
+
+
+class StudentNetwork(AbstractNetwork):
+    """The exact v of a student of `steps` segments of a cosine schedule.
+
+    `v = (cos(theta_t - theta_r) - q_r / q_t) / sin(theta_t - theta_r) z`, which for unit
+    variance is `-tan((theta_t - theta_r) / 2) z`. A border belongs to the segment below.
+    """
+
+    var: float
+    steps: int
+    schedule: Cosine
+
+    def __call__(self, z, logsnr, label=None, *, key=None):
+        start, slope = cosine_line(self.schedule)
+        angle = jnp.arctan(jnp.exp(-0.5 * logsnr.astype(jnp.float64)))
+        t = (angle - start) / slope
+        r = jnp.maximum(jnp.ceil(self.steps * t - 2e-4) - 1, 0) / self.steps
+        angle_r = start + slope * r
+        gap = jnp.maximum(angle - angle_r, 1e-9)
+        if self.var == 1.0:
+            gain = -jnp.tan(gap / 2)
+        else:
+            q_t = jnp.sqrt(jnp.cos(angle) ** 2 * self.var + jnp.sin(angle) ** 2)
+            q_r = jnp.sqrt(jnp.cos(angle_r) ** 2 * self.var + jnp.sin(angle_r) ** 2)
+            gain = (jnp.cos(gap) - q_r / q_t) / jnp.sin(gap)
+        return gain.astype(z.dtype) * z
+
+
+def gaussian_teacher(schedule, var) -> Denoiser:
+    """The optimal denoiser as a model."""
+    return Denoiser(GaussianNetwork(var), schedule)
+
+
+def gaussian_student(schedule, var, steps) -> Denoiser:
+    """The exact student as a model."""
+    return Denoiser(StudentNetwork(var, steps, schedule), schedule)
+
+
+def image_spectrum(side: int) -> np.ndarray:
+    """Eigenvalues of Gaussian images whose power falls as 1 / f^2, of mean 0.25."""
+    f = np.fft.fftfreq(side) * side
+    square = f[:, None] ** 2 + f[None, :] ** 2
+    var = (1.0 / np.maximum(square, 1.0)).ravel()
+    return 0.25 * var / var.mean()
+
+
+def mean_field(schedule, var, steps, *, x_var, adjusted=True):
+    """Second moments, per direction, of samples by the paper's aDDIM (or DDIM).
+
+    The literal Algorithm 3 with the exact denoiser, `|eps|^2` at its expected value.
+    `x_var` is a function of SNR_t.
+    """
+    moment = np.ones_like(var)
+    for n in range(steps, 0, -1):
+        alpha_t, sigma_t = alpha_sigma(schedule, n / steps)
+        alpha_s, sigma_s = alpha_sigma(schedule, (n - 1) / steps)
+        x = alpha_t * var / (alpha_t**2 * var + sigma_t**2)
+        eps = (1 - alpha_t * x) / sigma_t
+        z_var = (alpha_s - alpha_t * sigma_s / sigma_t) ** 2
+        z_var = z_var * x_var((alpha_t / sigma_t) ** 2) if adjusted else 0.0
+        factor = np.sqrt(sigma_s**2 + z_var / np.mean(eps**2 * moment))
+        moment = (alpha_s * x + factor * eps) ** 2 * moment
+    return moment
+
+
+def trace_and_w2(moment, var):
+    """Relative error of the trace and relative squared W2 distance to the data."""
+    trace = moment.mean() / var.mean() - 1
+    return trace, np.mean((np.sqrt(moment) - np.sqrt(var)) ** 2) / var.mean()

@@ -1,0 +1,200 @@
+import time
+from itertools import islice
+
+import numpy as np
+import pytest
+
+from mcmeqx.data import Images, batches, imagenet64
+
+
+def numbered(n: int, side: int = 2) -> Images:
+    """Images whose pixels and labels both spell their index, for n up to 256."""
+    pixels = np.broadcast_to(np.arange(n, dtype=np.uint8), (side, side, 3, n))
+    labels = np.arange(n, dtype=np.int32)
+    classes = tuple(str(i) for i in range(n))
+    return Images(np.ascontiguousarray(pixels.T), labels, classes, "numbered")
+
+
+def drawn(stream, steps: int) -> np.ndarray:
+    return np.concatenate([batch.label for batch in islice(stream, steps)])
+
+
+def test_images_scale_and_turn_pixels_without_loss():
+    pixels = np.arange(2 * 8 * 16 * 1, dtype=np.uint8).reshape(2, 8, 16, 1)
+    images = Images(pixels, np.array([1, 0], np.int32), ("a", "b"), "ramp")
+    assert images.shape == (1, 8, 16)
+    x, label = images[1]
+    assert (x.shape, x.dtype, label, label.dtype) == (
+        (1, 8, 16),
+        np.float32,
+        0,
+        "int32",
+    )
+    assert (images[0].x.min(), x.max()) == (-1.0, 1.0)
+    np.testing.assert_array_equal(np.rint((x[0] + 1) * 127.5), pixels[1, :, :, 0])
+    batch = images.take([1, 0, -1, 1])
+    assert batch.x.shape == (4, 1, 8, 16)
+    assert batch.x.dtype == np.float32
+    assert batch.label.dtype == np.int32
+    for row, i in enumerate([1, 0, 1, 1]):
+        np.testing.assert_array_equal(batch.x[row], images[i].x)
+    np.testing.assert_array_equal(batch.label, [0, 1, 0, 0])
+    assert images.take([]).x.shape == (0, 1, 8, 16)
+    assert len(list(images)) == len(images) == 2
+
+
+def test_images_cannot_be_written_to():
+    pixels = np.zeros((3, 2, 2, 3), np.uint8)
+    images = Images(pixels, np.zeros(3, np.int32), ("a",), "zeros")
+    with pytest.raises(ValueError, match="read-only"):
+        images.pixels[0] = 1
+    with pytest.raises(ValueError, match="read-only"):
+        images.labels[0] = 1
+    assert pixels.flags.writeable, "the caller's own array was locked"
+    batch = images.take([0])
+    batch.x[:] = 0.5
+    assert images[0].x.max() == -1.0
+
+
+GOOD = {
+    "pixels": np.zeros((3, 2, 2, 3), np.uint8),
+    "labels": np.array([0, 1, 1], np.int32),
+    "classes": ("a", "b"),
+    "name": "good",
+}
+BAD_FIELDS = [
+    ({"pixels": np.zeros((3, 2, 2, 3))}, TypeError, "pixels: float64"),
+    ({"labels": np.zeros(3, np.int64)}, TypeError, "labels: int64"),
+    ({"pixels": np.zeros((3, 2, 2), np.uint8)}, ValueError, r"\(3, 2, 2\)"),
+    ({"pixels": np.zeros((3, 2, 0, 3), np.uint8)}, ValueError, "empty axis"),
+    ({"labels": np.zeros((3, 1), np.int32)}, ValueError, r"\(3, 1\)"),
+    ({"labels": np.zeros(4, np.int32)}, ValueError, "3 pixels, but 4 labels"),
+    ({"labels": np.array([0, 2, 1], np.int32)}, ValueError, r"labels\[1\] is 2"),
+    ({"labels": np.array([0, 1, -1], np.int32)}, ValueError, r"labels\[2\] is -1"),
+    ({"classes": ()}, ValueError, r"labels\[0\] is 0, outside \[0, 0\)"),
+    ({"classes": ("a", "a")}, ValueError, "twice"),
+]
+
+
+@pytest.mark.parametrize(("fields", "error", "message"), BAD_FIELDS)
+def test_images_refuse(fields, error, message):
+    Images(**GOOD)
+    with pytest.raises(error, match=message):
+        Images(**{**GOOD, **fields})
+
+
+def test_images_refuse_bad_indices():
+    images = numbered(3)
+    for i in (3, -4):
+        with pytest.raises(IndexError, match=str(i)):
+            images[i]
+        with pytest.raises(IndexError, match=str(i)):
+            images.take([0, i])
+    for indices in ([0.5], np.array([True, False, True]), np.array([[0, 1]])):
+        with pytest.raises(TypeError):
+            images.take(indices)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5, 13, 14, 40])
+def test_every_example_comes_once_an_epoch(batch_size):
+    n, epochs = 13, 4
+    steps = -(-n * epochs // batch_size)
+    order = drawn(batches(numbered(n), batch_size=batch_size, seed=3), steps)
+    permutations = order[: n * epochs].reshape(epochs, n)
+    np.testing.assert_array_equal(np.sort(permutations), [np.arange(n)] * epochs)
+    assert len({tuple(p) for p in permutations}) == epochs, (
+        "an epoch's order came twice"
+    )
+
+
+def test_the_order_of_examples_does_not_depend_on_the_batch_size():
+    orders = [
+        drawn(batches(numbered(7), batch_size=size, seed=0), 60 // size)
+        for size in (1, 4, 6, 30)
+    ]
+    for order in orders[1:]:
+        np.testing.assert_array_equal(order, orders[0])
+
+
+@pytest.mark.parametrize("start", [1, 4, 9])
+def test_starting_late_equals_skipping(start):
+    images = numbered(11)
+    late = list(batches(images, batch_size=4, seed=7, start=start, stop=start + 6))
+    whole = list(batches(images, batch_size=4, seed=7, stop=start + 6))
+    assert (len(late), len(whole)) == (6, start + 6)
+    for a, b in zip(late, whole[start:], strict=True):
+        np.testing.assert_array_equal(a.x, b.x)
+        np.testing.assert_array_equal(a.label, b.label)
+
+
+def test_starting_very_late_costs_nothing():
+    begin = time.perf_counter()
+    stream = batches(numbered(11), batch_size=4, seed=7, start=10**12)
+    assert drawn(stream, 3).shape == (12,)
+    assert time.perf_counter() - begin < 5.0
+
+
+def test_batches_hold_the_images_of_their_labels():
+    for x, label in batches(numbered(200, side=3), batch_size=64, seed=1, stop=5):
+        assert (x.shape, x.dtype) == ((64, 3, 3, 3), np.float32)
+        assert (label.shape, label.dtype) == ((64,), np.int32)
+        expected = np.broadcast_to(label[:, None, None, None], x.shape)
+        np.testing.assert_allclose((x + 1) * 127.5, expected, atol=1e-4)
+
+
+def test_the_seed_alone_decides_the_order():
+    orders = [
+        drawn(batches(numbered(100), batch_size=10, seed=seed), 10)
+        for seed in (0, 0, 1, 2**40)
+    ]
+    np.testing.assert_array_equal(orders[0], orders[1])
+    assert len({tuple(order) for order in orders}) == 3
+    # A shuffle leaves one example in place on average, with standard deviation one.
+    for order in orders:
+        assert np.sum(order == np.arange(100)) < 8
+
+
+def test_the_stream_stops_where_asked_and_else_goes_on():
+    images = numbered(3)
+    assert not list(batches(images, batch_size=2, seed=0, start=5, stop=5))
+    assert len(list(batches(images, batch_size=2, seed=0, start=5, stop=9))) == 4
+    assert drawn(batches(images, batch_size=2, seed=0), 500).shape == (1000,)
+
+
+BAD_NUMBERS = [
+    ({"batch_size": 0}, ValueError, "batch_size is 0"),
+    ({"batch_size": -3}, ValueError, "batch_size is -3"),
+    ({"batch_size": 2.0}, TypeError, None),
+    ({"batch_size": "8"}, TypeError, None),
+    ({"batch_size": True}, TypeError, "batch_size is True"),
+    ({"seed": -1}, ValueError, "seed is -1"),
+    ({"seed": None}, TypeError, None),
+    ({"start": -1}, ValueError, "start is -1"),
+    ({"start": 1.5}, TypeError, None),
+    ({"start": 4, "stop": 3}, ValueError, "stop is 3, expected at least 4"),
+]
+
+
+@pytest.mark.parametrize(("numbers", "error", "message"), BAD_NUMBERS)
+def test_batches_refuse_when_they_are_made(numbers, error, message):
+    with pytest.raises(error, match=message):
+        batches(numbered(3), **{"batch_size": 2, "seed": 0, **numbers})
+
+
+def test_batches_refuse_an_empty_set():
+    with pytest.raises(ValueError, match="numbered holds no examples"):
+        batches(numbered(0), batch_size=2, seed=0)
+
+
+def test_imagenet64_says_what_it_found(tmp_path):
+    remedy = "Run without --data-dir"
+    with pytest.raises(FileNotFoundError, match=f"absent is no folder.*{remedy}"):
+        imagenet64(tmp_path / "absent")
+    (tmp_path / "train_data_batch_11").touch()
+    with pytest.raises(FileNotFoundError, match="holds none of train_data_batch_1 to"):
+        imagenet64(tmp_path)
+    for name in ("val_data", "train_data_batch_10.npz", "train_data_batch_2"):
+        (tmp_path / name).touch()
+    found = "train_data_batch_2, train_data_batch_10.npz, val_data"
+    with pytest.raises(ValueError, match=f"holds {found} .*no reader.*{remedy}"):
+        imagenet64(tmp_path)

@@ -1,0 +1,222 @@
+import pickle
+from collections import OrderedDict
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.linalg
+import skimage.data
+from PIL import Image
+
+from mcmeqx.metrics import (
+    EfficientNetLite0,
+    Moments,
+    features,
+    frechet_distance,
+    sliced_wasserstein,
+)
+from mcmeqx.metrics._efficientnet import depthwise
+from mcmeqx.metrics._torch_file import read_torch_file
+
+RNG = np.random.default_rng(0)
+
+
+@pytest.fixture(scope="module")
+def network():
+    return EfficientNetLite0.load()
+
+
+def photo(name: str, side: int) -> np.ndarray:
+    image = Image.fromarray(getattr(skimage.data, name)())
+    width, height = image.size
+    edge = min(width, height)
+    left, top = (width - edge) // 2, (height - edge) // 2
+    image = image.crop((left, top, left + edge, top + edge)).resize((side, side))
+    return np.asarray(image).transpose(2, 0, 1).astype(np.float32) / 127.5 - 1
+
+
+def test_frechet_equals_the_matrix_square_root_formula():
+    a, b = RNG.normal(size=(300, 12)), RNG.normal(0.3, 1.7, size=(200, 12))
+    first, second = np.cov(a.T), np.cov(b.T)
+    root = scipy.linalg.sqrtm(first @ second).real
+    expected = np.sum((a.mean(0) - b.mean(0)) ** 2)
+    expected += np.trace(first + second - 2 * root)
+    found = frechet_distance(Moments.of(a), Moments.of(b))
+    np.testing.assert_allclose(found, expected, rtol=1e-9)
+
+
+def test_frechet_closed_form_of_diagonal_gaussians():
+    s1, s2 = np.array([1.0, 4.0, 0.0]), np.array([9.0, 4.0, 2.0])
+    a = Moments(11, np.zeros(3), 10 * np.diag(s1))
+    b = Moments(6, np.array([0.0, 2.0, 0.0]), 5 * np.diag(s2))
+    expected = 4.0 + np.sum((np.sqrt(s1) - np.sqrt(s2)) ** 2)
+    np.testing.assert_allclose(frechet_distance(a, b), expected, rtol=1e-12)
+
+
+def test_frechet_of_fewer_rows_than_numbers_is_zero_only_against_itself():
+    a = RNG.normal(size=(20, 50))
+    assert frechet_distance(Moments.of(a), Moments.of(a)) < 1e-6
+    shifted = frechet_distance(Moments.of(a), Moments.of(a + 2.0))
+    np.testing.assert_allclose(shifted, 50 * 4.0, rtol=1e-6)
+
+
+@pytest.mark.parametrize("split", [1, 7, 99])
+def test_merged_moments_are_those_of_the_whole(split):
+    rows = RNG.normal(5.0, 2.0, size=(100, 6))
+    merged = Moments.of(rows[:split]).merge(Moments.of(rows[split:]))
+    assert merged.count == 100
+    np.testing.assert_allclose(merged.mean, rows.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(merged.covariance(), np.cov(rows.T), rtol=1e-10)
+
+
+def test_bad_features_are_refused():
+    rows = np.ones((4, 3))
+    rows[2, 1] = np.nan
+    with pytest.raises(ValueError, match="row 2"):
+        Moments.of(rows)
+    with pytest.raises(ValueError, match="two rows"):
+        Moments.of(np.ones((1, 3))).covariance()
+    with pytest.raises(ValueError, match="do not compare"):
+        frechet_distance(Moments.of(np.ones((4, 3))), Moments.of(np.ones((4, 2))))
+
+
+def test_sliced_wasserstein_of_a_shift():
+    # each direction's distance is |<shift, w>|, whose mean square is |shift|^2 / d
+    a = RNG.normal(size=(64, 3))
+    shift = np.array([3.0, 0.0, 4.0])
+    found = sliced_wasserstein(a, a + shift, directions=20_000, key=jax.random.key(0))
+    error = 25 * np.sqrt(4 / 45 / 20_000)
+    assert abs(float(found) ** 2 - 25 / 3) < 5 * error
+
+
+@pytest.mark.parametrize("kernel", [3, 5])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("size", [8, 9])
+def test_depthwise_equals_a_grouped_convolution(kernel, stride, size):
+    x = RNG.normal(size=(2, size, size, 4))
+    weight = RNG.normal(size=(kernel, kernel, 4))
+    expected = jax.lax.conv_general_dilated(
+        jnp.asarray(x),
+        jnp.asarray(weight)[:, :, None],
+        (stride, stride),
+        "SAME",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=4,
+    )
+    found = depthwise(jnp.asarray(x), jnp.asarray(weight), stride)
+    np.testing.assert_allclose(found, expected, atol=1e-12)
+
+
+def test_network_knows_photographs(network):
+    # ImageNet: 281, 282, 285 are tabby, tiger and Egyptian cat, 967 is espresso
+    cases = (("chelsea", {281, 282, 285}), ("coffee", {967}))
+    images = np.stack([photo(name, 224) for name, _ in cases])
+    logits = network.logits(jnp.asarray(features(network, images, batch_size=2)))
+    for row, (_, classes) in zip(np.asarray(logits), cases, strict=True):
+        assert int(np.argmax(row)) in classes
+
+
+def test_features_do_not_depend_on_the_batch_and_grey_is_three_channels(network):
+    images = RNG.uniform(-1, 1, size=(5, 1, 64, 64)).astype(np.float32)
+    whole = features(network, images, batch_size=2)
+    three = features(network, np.repeat(images, 3, 1), batch_size=2)
+    assert whole.shape == (5, 1280)
+    assert whole.dtype == np.float32
+    np.testing.assert_allclose(whole, three, atol=1e-5)
+    np.testing.assert_allclose(
+        whole[4:], features(network, images[[4, 0]], batch_size=2)[:1], atol=1e-5
+    )
+    with pytest.raises(ValueError, match="clip"):
+        features(network, images * 2)
+
+
+def test_noise_raises_the_distance(network):
+    whole = photo("coffee", 400)
+    corners = RNG.integers(0, 400 - 64, size=(96, 2))
+    crops = np.stack([whole[:, i : i + 64, j : j + 64] for i, j in corners])
+    reference = Moments.of(features(network, crops[:48]))
+    noise = RNG.normal(size=crops[48:].shape).astype(np.float32)
+    distances = [
+        frechet_distance(
+            Moments.of(features(network, np.clip(crops[48:] + s * noise, -1, 1))),
+            reference,
+        )
+        for s in (0.0, 0.1, 0.4)
+    ]
+    assert distances[0] < distances[1] < distances[2]
+
+
+class _Storage:
+    def __init__(self, key, count):
+        self.key, self.count = key, count
+
+
+class _Named:
+    """Pickles as a global of another module, which need not be installed."""
+
+    def __init__(self, module, name):
+        self.module, self.name = module, name
+
+
+class _Writer(pickle._Pickler):
+    def persistent_id(self, obj):
+        if isinstance(obj, _Storage):
+            named = _Named("torch", "FloatStorage")
+            return ("storage", named, obj.key, "cpu", obj.count, None)
+        return None
+
+    def save(self, obj, save_persistent_id=True):
+        if isinstance(obj, _Named):
+            self.write(f"c{obj.module}\n{obj.name}\n".encode())
+        elif isinstance(obj, tuple) and obj and isinstance(obj[0], _Named):
+            self.save(obj[0])
+            self.save(obj[1])
+            self.write(pickle.REDUCE)
+        else:
+            super().save(obj, save_persistent_id)
+
+
+def write_torch_file(path, state, numbers):
+    with path.open("wb") as file:
+        pickle.dump(0x1950A86A20F9469CFC6C, file, protocol=2)
+        pickle.dump(1001, file, protocol=2)
+        pickle.dump({}, file, protocol=2)
+        _Writer(file, protocol=2).dump(state)
+        pickle.dump(["7"], file, protocol=2)
+        file.write(np.int64(len(numbers)).tobytes())
+        file.write(np.asarray(numbers, np.float32).tobytes())
+
+
+def tensor(offset, shape, strides):
+    rebuild = _Named("torch._utils", "_rebuild_tensor_v2")
+    arguments = (_Storage("7", 8), offset, shape, strides, False, OrderedDict())
+    return (rebuild, arguments)
+
+
+def test_torch_file_honours_offset_and_strides(tmp_path):
+    path = tmp_path / "weights.pth"
+    state = {"a": tensor(2, (2, 3), (3, 1)), "b": tensor(0, (3, 2), (1, 3))}
+    write_torch_file(path, state, range(8))
+    found = read_torch_file(path)
+    np.testing.assert_array_equal(found["a"], [[2, 3, 4], [5, 6, 7]])
+    np.testing.assert_array_equal(found["b"], [[0, 3], [1, 4], [2, 5]])
+
+
+def test_hostile_truncated_and_foreign_files_are_refused(tmp_path):
+    path = tmp_path / "weights.pth"
+    write_torch_file(path, {"a": (_Named("os", "mkdir"), (str(tmp_path / "x"),))}, [1])
+    with pytest.raises(ValueError, match=r"os\.mkdir"):
+        read_torch_file(path)
+    assert not (tmp_path / "x").exists()
+    write_torch_file(path, {"a": tensor(2, (2, 3), (3, 1))}, range(8))
+    whole = path.read_bytes()
+    for cut in (10, 60, len(whole) - 4):
+        path.write_bytes(whole[:cut])
+        with pytest.raises(ValueError, match=r"truncated|not a PyTorch"):
+            read_torch_file(path)
+    write_torch_file(path, {"a": tensor(7, (2, 3), (3, 1))}, range(8))
+    with pytest.raises(ValueError, match="truncated"):
+        read_torch_file(path)
+    with pytest.raises(ValueError, match="sha256"):
+        read_torch_file(path, "0" * 64)

@@ -1,0 +1,114 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from oracles import SCHEDULES, alpha_sigma, theta
+
+from mcmeqx import Cosine, Shifted
+
+schedules = pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
+TIMES = np.arange(1281) / 1280
+
+
+@schedules
+def test_alpha_and_sigma_lie_on_the_unit_circle_at_the_angle(schedule):
+    alpha, sigma = jax.vmap(schedule.alpha)(TIMES), jax.vmap(schedule.sigma)(TIMES)
+    np.testing.assert_allclose(alpha**2 + sigma**2, 1.0, atol=1e-12)
+    expected = alpha_sigma(schedule, TIMES)
+    np.testing.assert_allclose(alpha, expected[0], atol=1e-10)
+    np.testing.assert_allclose(sigma, expected[1], atol=1e-10)
+
+
+@pytest.mark.parametrize("bounds", [(-15.0, 15.0), (-20.0, 20.0), (-6.0, 13.0)])
+def test_cosine_runs_from_one_bound_to_the_other(bounds):
+    schedule = Cosine(*bounds)
+    assert float(schedule.logsnr(0.0)) == pytest.approx(bounds[1], abs=1e-9)
+    assert float(schedule.logsnr(1.0)) == pytest.approx(bounds[0], abs=1e-9)
+
+
+def test_shifted_moves_each_end_by_its_own_resolution():
+    schedule = Shifted(512, 32, 256)
+    assert float(schedule.logsnr(0.0)) == pytest.approx(15 - 2 * np.log(16), abs=1e-9)
+    assert float(schedule.logsnr(1.0)) == pytest.approx(-15 - 2 * np.log(2), abs=1e-9)
+
+
+@pytest.mark.parametrize("schedule", [*SCHEDULES, Cosine(-30.0, 30.0)], ids=repr)
+def test_logsnr_is_finite_and_falls_in_float32(schedule):
+    logsnr = jax.vmap(schedule.logsnr)(TIMES.astype(np.float32))
+    assert logsnr.dtype == jnp.float32
+    assert np.all(np.isfinite(logsnr))
+    assert np.all(np.diff(logsnr) < 0)
+
+
+@schedules
+@pytest.mark.parametrize("dt", [0.5, 0.125, 1 / 64])
+def test_sin_gap_is_the_sine_of_the_angle_between(schedule, dt):
+    t = TIMES[dt <= TIMES]
+    gap = jax.vmap(lambda t: schedule.sin_gap(t, dt))(t)
+    expected = np.sin(theta(schedule, t) - theta(schedule, t - dt))
+    np.testing.assert_allclose(gap, expected, rtol=1e-11)
+
+
+@schedules
+def test_sin_gap_keeps_its_digits_in_float32_at_a_teacher_step(schedule):
+    t, s = TIMES[1:], TIMES[:-1]
+    dt = np.float32(1 / 1280)
+    gap = jax.vmap(lambda t: schedule.sin_gap(t, dt.item()))(t.astype(np.float32))
+    assert gap.dtype == jnp.float32
+    expected = np.sin(theta(schedule, t) - theta(schedule, s))
+    np.testing.assert_allclose(gap, expected, rtol=1e-5)
+
+
+@schedules
+def test_kappa_is_sin_gap_over_sigma(schedule):
+    t, s = TIMES[1:], TIMES[:-1] * 0.9
+    (alpha_t, sigma_t), (alpha_s, sigma_s) = (
+        (jax.vmap(schedule.alpha)(u), jax.vmap(schedule.sigma)(u)) for u in (t, s)
+    )
+    kappa = jax.vmap(schedule.sin_gap)(t, t - s) / sigma_t
+    np.testing.assert_allclose(kappa, alpha_s - alpha_t * sigma_s / sigma_t, atol=1e-11)
+
+
+def test_interpolation_of_32_to_64_has_the_stated_middle_and_distance():
+    schedule, plain = Shifted(64, 32, 64), Cosine()
+    assert float(schedule.logsnr(0.5)) == pytest.approx(-np.log(2), abs=1e-10)
+    for side, middle in ((128, -1.39), (512, -2.77)):
+        logsnr = float(Shifted(side, 32, side).logsnr(0.5))
+        assert logsnr == pytest.approx(middle, abs=5e-3)
+    difference = jax.vmap(plain.alpha)(TIMES) - jax.vmap(schedule.alpha)(TIMES)
+    assert float(np.max(np.abs(difference))) == pytest.approx(0.137, abs=5e-4)
+
+
+def test_equal_resolutions_without_a_shift_are_the_plain_schedule():
+    same = jax.vmap(Shifted(64, 64, 64).logsnr)(TIMES)
+    np.testing.assert_allclose(same, jax.vmap(Cosine().logsnr)(TIMES), atol=1e-12)
+
+
+@schedules
+@pytest.mark.parametrize("t", [0.0, 0.3, 1.0])
+def test_noise_and_velocity_come_back_from_the_mixture(schedule, t):
+    x, eps = np.random.default_rng(0).normal(size=(2, 5))
+    x, eps = jnp.asarray(x), jnp.asarray(eps)
+    alpha, sigma = alpha_sigma(schedule, t)
+    z = schedule.diffuse(x, eps, t)
+    np.testing.assert_allclose(z, alpha * x + sigma * eps, atol=1e-10)
+    np.testing.assert_allclose(schedule.eps(z, x, t), eps, atol=1e-9)
+    velocity = schedule.velocity(z, x, t)
+    np.testing.assert_allclose(velocity, alpha * eps - sigma * x, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: Cosine(5.0, -5.0), "5.0, -5.0"),
+        (lambda: Cosine(-15.0, 31.0), "31.0"),
+        (lambda: Cosine(-40.0, 15.0), "-40.0"),
+        (lambda: Shifted(0, 32, 64), "image_resolution"),
+        (lambda: Shifted(64, 0, 64), "low"),
+        (lambda: Shifted(64, 32, -1), "high"),
+        (lambda: Shifted(64, 1, 1024), "low=1, high=1024"),
+    ],
+)
+def test_a_schedule_that_cannot_be_names_the_value(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()

@@ -1,0 +1,105 @@
+import csv
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import integrate
+
+from mcmeqx import Cosine, Denoiser, x_prediction
+from mcmeqx.nets import MLPConfig
+
+sys.path.append(str(Path(__file__).parents[1] / "recipes"))
+
+from _toy_data import pair, ring
+from toy import Config, main
+
+
+def tiny(folder: Path) -> Config:
+    return Config(
+        output=folder,
+        iterations=2,
+        batch_size=16,
+        width=8,
+        depth=1,
+        samples=64,
+        students=(1, 2),
+    )
+
+
+@pytest.mark.parametrize("t", [0.02, 0.3, 0.7, 1.0])
+@pytest.mark.parametrize("z", [-2.0, -0.1, 0.4, 1.3])
+def test_exact_denoiser_is_the_posterior_mean(t, z):
+    schedule, std = Cosine(), 0.2
+    model = Denoiser(pair(std), schedule, x_prediction)
+    logsnr = float(schedule.logsnr(jnp.asarray(t, jnp.float32)))
+    alpha, variance = np.sqrt(1 / (1 + np.exp(-logsnr))), 1 / (1 + np.exp(logsnr))
+
+    def joint(x):
+        prior = np.exp(-((x - 1) ** 2) / (2 * std**2))
+        prior += np.exp(-((x + 1) ** 2) / (2 * std**2))
+        return prior * np.exp(-((z - alpha * x) ** 2) / (2 * variance))
+
+    bends = sorted({-1.0, 1.0, float(np.clip(z / alpha, -3, 3))})
+    options = {"points": bends, "limit": 500, "epsabs": 1e-13, "epsrel": 1e-9}
+    mean = integrate.quad(lambda x: x * joint(x), -4, 4, **options)[0]
+    mean /= integrate.quad(joint, -4, 4, **options)[0]
+    x = model(jnp.asarray([z], jnp.float32), jnp.asarray(t, jnp.float32))
+    np.testing.assert_allclose(x[0], mean, rtol=1e-5, atol=1e-5)
+
+
+def test_draws_have_the_moments_of_the_mixture():
+    n, std = 20_000, 0.1
+    x = ring(std).draw(n, np.random.default_rng(0)).astype(np.float64)
+    error = 5 / np.sqrt(n)
+    np.testing.assert_allclose(x.mean(0), 0, atol=error)
+    np.testing.assert_allclose(np.cov(x.T), (0.5 + std**2) * np.eye(2), atol=error)
+
+
+def test_a_fresh_mlp_predicts_zero_and_takes_labels():
+    network = MLPConfig(3, width=8, depth=2, classes=4).build(key=jax.random.key(0))
+    out = network(jnp.ones(3, jnp.float32), jnp.asarray(0.5, jnp.float32), 2)
+    np.testing.assert_array_equal(out, np.zeros(3, np.float32))
+    assert out.dtype == jnp.float32
+
+
+@pytest.mark.parametrize(
+    "change", [{"size": 0}, {"depth": 0}, {"embedding": 5}, {"classes": 0}]
+)
+def test_mlp_config_names_the_bad_field(change):
+    (name,) = change
+    with pytest.raises(ValueError, match=rf"MLPConfig\.{name}"):
+        MLPConfig(**({"size": 2} | change))
+
+
+def test_recipe_runs_prints_again_and_refuses_another_config(tmp_path, capsys):
+    config = tiny(tmp_path / "run")
+    main(config)
+    first = capsys.readouterr().out
+    with open(config.output / "ring.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["method"], int(row["steps"])) for row in rows] == [
+        ("data", 0),
+        *(("teacher, DDIM", k) for k in (1, 2, 128)),
+        *(("student", k) for k in (1, 2)),
+    ]
+    assert all(float(row["distance"]) > 0 for row in rows)
+    for picture in ("trajectories.png", "ring.png"):
+        assert (config.output / picture).read_bytes().startswith(b"\x89PNG")
+
+    written = {p: p.stat().st_mtime_ns for p in config.output.glob("*.eqx")}
+    main(config)
+    assert capsys.readouterr().out == first
+    assert written == {p: p.stat().st_mtime_ns for p in written}
+
+    with pytest.raises(ValueError, match="holds a run with seed=0, and seed=3"):
+        main(replace(config, seed=3))
+
+
+def test_recipe_refuses_a_folder_of_something_else(tmp_path):
+    (tmp_path / "precious.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"no config\.json"):
+        main(tiny(tmp_path))
