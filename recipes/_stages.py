@@ -1,8 +1,5 @@
-"""What the ImageNet 64x64 recipes share: presets, data, run folders, stages."""
+"""What the ImageNet 64x64 recipes share: presets, data, training stages."""
 
-import dataclasses
-import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,33 +72,6 @@ def load(data_dir: Path | None, emoji64_dir: Path | None = None) -> Any:
         flush=True,
     )
     return DEMO, images
-
-
-def open_run(out: Path, config: Any) -> Path:
-    """The run folder `out`, new or made by the same config; else a ValueError."""
-    ours = json.loads(json.dumps(dataclasses.asdict(config), default=str))
-    path = out / "config.json"
-    if path.exists():
-        theirs = json.loads(path.read_text())
-        differ = sorted(
-            k for k in ours.keys() | theirs.keys() if ours.get(k) != theirs.get(k)
-        )
-        if differ:
-            changes = ", ".join(
-                f"{k}: {theirs.get(k)} -> {ours.get(k)}" for k in differ
-            )
-            raise ValueError(
-                f"{out} holds a run with other options ({changes}); repeat its options "
-                "to resume it, or give another --out"
-            )
-    elif out.exists() and any(out.iterdir()):
-        raise ValueError(f"{out} is not empty and holds no run; give another --out")
-    out.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(ours, indent=1) + "\n")
-    os.replace(part, path)
-    print(f"run folder: {out}")
-    return out
 
 
 def new_denoiser(preset: Preset, seed: int) -> mc.Denoiser:

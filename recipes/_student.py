@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Literal
 
 from _compare import Row, compare, teacher_rows
-from _stages import load, new_denoiser, open_run, train
+from _runs import claim
+from _stages import load, new_denoiser, train
 
 import mcmeqx as mc
 
@@ -76,7 +77,7 @@ def run_student(
     given = config.teacher != "scratch"
     teacher = mc.load_model(Path(config.teacher), fresh) if given else None
     out = config.out or Path("runs") / f"{kind}_{preset.name}_{config.steps}"
-    run = open_run(out, config)
+    run = claim(out, config)
     if teacher is None:
         teacher = train(
             "teacher",

@@ -35,7 +35,9 @@ def trajectories(
 
     for t, s in pairwise(grid):
         ts = np.linspace(t, s, inner + 1, dtype=np.float32)[1:]
-        curve = np.asarray(follow(model, z, jnp.asarray(t), ts))
+        curve = np.asarray(
+            follow(model, jnp.asarray(z), jnp.asarray(t), jnp.asarray(ts))
+        )
         z = curve[-1]
         times.append(ts)
         path.append(curve[:, :, 0])
@@ -46,8 +48,8 @@ def density(
     mixture: Mixture, model: Denoiser, z: np.ndarray, t: np.ndarray
 ) -> Float[np.ndarray, "z t"]:
     """The density of z_t of a 1-D mixture at all pairs of the two axes."""
-    alpha = np.asarray(model.schedule.alpha(jnp.asarray(t)))
-    sigma = np.asarray(model.schedule.sigma(jnp.asarray(t)))
+    alpha = np.asarray(jax.vmap(model.schedule.alpha)(jnp.asarray(t)))
+    sigma = np.asarray(jax.vmap(model.schedule.sigma)(jnp.asarray(t)))
     u = (alpha * mixture.std) ** 2 + sigma**2
     means = np.asarray(mixture.means)[:, 0]
     square = (z[:, None, None] - alpha[None, :, None] * means) ** 2 / u[:, None]

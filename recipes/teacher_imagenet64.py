@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
-from _stages import load, new_denoiser, open_run, train
+from _runs import claim
+from _stages import load, new_denoiser, train
 
 import mcmeqx as mc
 
@@ -42,7 +43,7 @@ class Config:
 def main(config: Config) -> Path:
     """Train, or resume, and return the model file."""
     preset, images = load(config.data_dir, config.emoji64_dir)
-    run = open_run(config.out, config)
+    run = claim(config.out, config)
     train(
         "teacher",
         run,

@@ -1,6 +1,6 @@
 """Multistep consistency on Gaussian mixtures, with an exact teacher.
 
-    python recipes/toy.py --output runs/toy
+    python recipes/toy.py --out runs/toy
 
 Sliced 2-Wasserstein distance to the data (floor 0.02): the teacher's DDIM has 0.71,
 0.35, 0.12, 0.04 in 1, 2, 4, 8 steps, and 0.02 in 128.
@@ -16,9 +16,9 @@ import equinox as eqx
 import jax
 import numpy as np
 import optax
+from _runs import claim
 from _toy_data import Mixture, exact_denoiser, pair, ring
 from _toy_plots import plot_ring, plot_trajectories
-from _toy_run import claim
 
 import mcmeqx as mcm
 from mcmeqx.metrics import sliced_wasserstein
@@ -32,7 +32,7 @@ COLUMNS = ("method", "steps", "distance", "samples", "seed", "iterations", "seco
 class Config:
     """Students of 1, 2, 4 (and 8) steps, distilled from an exact denoiser."""
 
-    output: Path = Path("runs/toy")
+    out: Path = Path("runs/toy")
     """Folder of the run: config, students, table and pictures."""
     seed: int = 0
     """Seed of data, initial weights, training noise and sampling noise."""
@@ -44,7 +44,7 @@ class Config:
     """Peak of Adam's learning rate, which falls to zero along a cosine."""
     ema_decay: float = 0.99
     """Decay of the averaged weights that are evaluated."""
-    teacher_steps: tuple[int, int] = (32, 256)
+    teacher_steps: tuple[float, float] = (32.0, 256.0)
     """Teacher steps at the start and from two thirds of training on."""
     huber_eps: float = 1e-4
     """Where the pseudo-Huber distance turns from quadratic to linear."""
@@ -137,7 +137,7 @@ def run_ring(config: Config, folder: Path) -> list[tuple]:
 
 def main(config: Config) -> None:
     """Runs both experiments, or only prints the table of a run that is finished."""
-    folder = claim(config.output, config)
+    folder = claim(config.out, config)
     table = folder / "ring.csv"
     if not table.exists():
         run_pair(config, folder)

@@ -13,3 +13,12 @@ from jaxtyping import install_import_hook
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 install_import_hook("mcmeqx", "beartype.beartype")
+
+import pytest  # noqa: E402
+
+
+@pytest.fixture
+def as_users_run():
+    """Float32 and standard promotion, as outside the tests: for optax and recipes."""
+    with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"):
+        yield

@@ -52,8 +52,8 @@ def test_sin_gap_is_the_sine_of_the_angle_between(schedule, dt):
 @schedules
 def test_sin_gap_keeps_its_digits_in_float32_at_a_teacher_step(schedule):
     t, s = TIMES[1:], TIMES[:-1]
-    dt = np.float32(1 / 1280)
-    gap = jax.vmap(lambda t: schedule.sin_gap(t, dt.item()))(t.astype(np.float32))
+    dt = np.full_like(t, 1 / 1280, np.float32)
+    gap = jax.vmap(schedule.sin_gap)(t.astype(np.float32), dt)
     assert gap.dtype == jnp.float32
     expected = np.sin(theta(schedule, t) - theta(schedule, s))
     np.testing.assert_allclose(gap, expected, rtol=1e-5)

@@ -20,7 +20,7 @@ from toy import Config, main
 
 def tiny(folder: Path) -> Config:
     return Config(
-        output=folder,
+        out=folder,
         iterations=2,
         batch_size=16,
         width=8,
@@ -75,11 +75,13 @@ def test_mlp_config_names_the_bad_field(change):
         MLPConfig(**({"size": 2} | change))
 
 
-def test_recipe_runs_prints_again_and_refuses_another_config(tmp_path, capsys):
+def test_recipe_runs_prints_again_and_refuses_another_config(
+    tmp_path, capsys, as_users_run
+):
     config = tiny(tmp_path / "run")
     main(config)
     first = capsys.readouterr().out
-    with open(config.output / "ring.csv", newline="") as file:
+    with open(config.out / "ring.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [(row["method"], int(row["steps"])) for row in rows] == [
         ("data", 0),
@@ -88,9 +90,9 @@ def test_recipe_runs_prints_again_and_refuses_another_config(tmp_path, capsys):
     ]
     assert all(float(row["distance"]) > 0 for row in rows)
     for picture in ("trajectories.png", "ring.png"):
-        assert (config.output / picture).read_bytes().startswith(b"\x89PNG")
+        assert (config.out / picture).read_bytes().startswith(b"\x89PNG")
 
-    written = {p: p.stat().st_mtime_ns for p in config.output.glob("*.eqx")}
+    written = {p: p.stat().st_mtime_ns for p in config.out.glob("*.eqx")}
     main(config)
     assert capsys.readouterr().out == first
     assert written == {p: p.stat().st_mtime_ns for p in written}

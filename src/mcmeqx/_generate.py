@@ -35,8 +35,8 @@ def generate(
 
     Row i depends on `noise[i]`, `labels[i]`, `key` and i alone, so that two models
     given the same rows can be compared picture by picture and the batch size changes
-    nothing but speed. One executable serves every batch; `ts` is traced, so grids of equal
-    length share it. `describe` names a progress bar.
+    nothing but speed. One executable serves every batch; `ts` is traced, so grids of
+    equal length share it. `describe` names a progress bar.
 
     Raises ValueError if `noise` is empty, `labels` differ in number or `batch_size` is
     not positive.

@@ -24,6 +24,7 @@ _FILE = "models/efficientnet-lite0-57934424.pth"
 _STRIDES = (1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1, 1, 1, 1)
 
 Maps = Float[Array, "batch height width channel"]
+NewMaps = Float[Array, "batch new_height new_width new_channel"]
 
 
 class _Folded(eqx.Module):
@@ -39,14 +40,14 @@ def _same(size: int, kernel: int, stride: int) -> tuple[int, int]:
     return total // 2, total - total // 2
 
 
-def depthwise(x: Maps, weight: Float[Array, "k k channel"], stride: int) -> Maps:
+def depthwise(x: Maps, weight: Float[Array, "k k channel"], stride: int) -> NewMaps:
     """A depthwise convolution with SAME padding, as a sum over the k k taps."""
     kernel = weight.shape[0]
     rows, columns = (_same(n, kernel, stride) for n in x.shape[1:3])
     height, width = (-(-n // stride) for n in x.shape[1:3])
     x = jnp.pad(x, ((0, 0), rows, columns, (0, 0)))
 
-    def tap(i: int, j: int) -> Maps:
+    def tap(i: int, j: int) -> Array:
         last = (i + (height - 1) * stride + 1, j + (width - 1) * stride + 1)
         return x[:, i : last[0] : stride, j : last[1] : stride] * weight[i, j]
 
@@ -61,7 +62,7 @@ class _Block(eqx.Module):
     project: _Folded
     stride: int = eqx.field(static=True)
 
-    def __call__(self, x: Maps) -> Maps:
+    def __call__(self, x: Maps) -> NewMaps:
         h = x
         if self.expand is not None:
             h = jax.nn.relu6(h @ self.expand.weight + self.expand.bias)

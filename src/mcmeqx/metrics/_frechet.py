@@ -2,8 +2,8 @@
 
 For Gaussians N(m1, S1), N(m2, S2) it is
 `|m1 - m2|^2 + tr S1 + tr S2 - 2 tr (S1 S2)^1/2` (Dowson & Landau 1982; Heusel et al.
-2017), where the last trace is the sum of the roots of the eigenvalues of `R S2 R`, R the
-symmetric root of S1.
+2017), where the last trace is the sum of the roots of the eigenvalues of `R S2 R`, R
+the symmetric root of S1.
 """
 
 from dataclasses import dataclass

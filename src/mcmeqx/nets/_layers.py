@@ -48,7 +48,7 @@ class Conv(eqx.Module):
         self.weight = scale * jax.random.normal(key, (3, 3, n_in, n_out), jnp.float32)
         self.bias = jnp.zeros(n_out, jnp.float32)
 
-    def __call__(self, x: Map) -> Map:
+    def __call__(self, x: Map) -> Float[Array, "height width out"]:
         """The convolved map with `out` channels."""
         out = jax.lax.conv_general_dilated(
             x[None],

@@ -213,13 +213,16 @@ def _blocks(
     return kind(config, stage, fuse=fuse, key=key)
 
 
-def _fold(x: Map, side: int) -> Map:
+NewMap = Float[Array, "new_height new_width new_channel"]
+
+
+def _fold(x: Map, side: int) -> NewMap:
     height, width, channel = x.shape
     x = x.reshape(height // side, side, width // side, side, channel)
     return x.transpose(0, 2, 1, 3, 4).reshape(height // side, width // side, -1)
 
 
-def _unfold(x: Map, side: int) -> Map:
+def _unfold(x: Map, side: int) -> NewMap:
     height, width, channel = x.shape
     x = x.reshape(height, width, side, side, channel // side**2).transpose(
         0, 2, 1, 3, 4
@@ -227,7 +230,7 @@ def _unfold(x: Map, side: int) -> Map:
     return x.reshape(height * side, width * side, -1)
 
 
-def _pool(x: Map) -> Map:
+def _pool(x: Map) -> NewMap:
     height, width, channel = x.shape
     return x.reshape(height // 2, 2, width // 2, 2, channel).mean((1, 3))
 

@@ -1,0 +1,76 @@
+"""The import graph of the package, read from its source."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "src" / "mcmeqx"
+LAYERS = (
+    {"_types"},
+    {"nets"},
+    {"_schedule"},
+    {"_denoiser"},
+    {"_sampler"},
+    {"_segment", "_generate", "_teacher"},
+    {"_loss"},
+    {"_sharding"},
+    {"_train"},
+    {"_checkpoint", "_callbacks"},
+)
+RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
+OWN_FOLDER = {"data", "metrics"}
+MODULES = sorted(p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py")
+
+modules = pytest.mark.parametrize(
+    "path", MODULES, ids=[str(p.relative_to(PACKAGE)) for p in MODULES]
+)
+
+
+def part(path: Path) -> str:
+    """The folder of a module in a folder, else the module's own name."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports(path: Path) -> set[str]:
+    """Dotted names of all modules that a file imports, at any depth of its code."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} has a relative import"
+            if node.module == "mcmeqx":
+                found |= {f"mcmeqx.{alias.name}" for alias in node.names}
+            else:
+                found.add(node.module)
+    return found
+
+
+@modules
+def test_imports_never_point_up(path):
+    own = part(path)
+    targets = {n.split(".")[1] for n in imports(path) if n.startswith("mcmeqx.")}
+    if own in OWN_FOLDER:
+        assert targets <= {own, "_types"}
+        return
+    assert own in RANK, f"{own} has no layer: add it to LAYERS"
+    for target in targets - {own}:
+        assert target in RANK, f"{own} imports {target}"
+        assert RANK[target] < RANK[own], f"{own} imports {target}, which is not below it"
+    assert own == "nets" or own not in targets
+
+
+@modules
+def test_heavy_libraries_stay_where_they_belong(path):
+    roots = {name.split(".")[0] for name in imports(path)}
+    assert "tyro" not in roots
+    assert "orbax" not in roots or part(path) == "_checkpoint"
+    assert "grain" not in roots or part(path) == "data"
+
+
+@modules
+def test_nothing_imports_a_recipe(path):
+    recipes = {p.stem for p in (ROOT / "recipes").glob("*.py")} | {"recipes"}
+    assert not recipes & {name.split(".")[0] for name in imports(path)}

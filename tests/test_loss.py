@@ -1,0 +1,405 @@
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from oracles import (
+    alpha_sigma,
+    cosine_line,
+    gaussian_student,
+    gaussian_teacher,
+)
+
+from mcmeqx import (
+    AbstractNoiseSchedule,
+    Cosine,
+    DataTeacher,
+    Denoiser,
+    DiffusionLoss,
+    DistillationTeacher,
+    Example,
+    MultistepConsistencyLoss,
+    PseudoHuber,
+    Segments,
+    annealed_steps,
+    snr_plus_one,
+    sqrt_snr_plus_one,
+)
+from mcmeqx.nets import AbstractNetwork
+
+SCHEDULE = Cosine()
+VAR = 0.25
+TEACHERS = (
+    DataTeacher(),
+    DistillationTeacher(gaussian_teacher(SCHEDULE, VAR)),
+    DistillationTeacher(gaussian_teacher(SCHEDULE, VAR), x_var_fraction=0.0),
+    DistillationTeacher(gaussian_teacher(SCHEDULE, VAR), balanced=True),
+)
+NORM = PseudoHuber(eps=1e-8)
+teachers = pytest.mark.parametrize("teacher", TEACHERS, ids=range(len(TEACHERS)))
+
+
+class Affine(eqx.Module):
+    """A model with two parameters whose estimate depends on z and on t."""
+
+    a: jax.Array
+    b: jax.Array
+    schedule: AbstractNoiseSchedule = SCHEDULE
+
+    def __call__(self, z, t, label=None, *, key=None):
+        return self.a * z + self.b * jnp.sin(3 * t)
+
+
+class Spy:
+    """Any model, with a record of its calls."""
+
+    def __init__(self, model):
+        self.model, self.schedule, self.calls = model, model.schedule, []
+
+    def __call__(self, z, t, label=None, *, key=None):
+        self.calls.append((z, t, label, key))
+        return self.model(z, t, label, key=key)
+
+    def at(self, time_of):
+        """z and t of the recorded call with the later (max) or earlier (min) time."""
+        z, t, *_ = time_of(self.calls, key=lambda call: float(call[1]))
+        return np.asarray(z, np.float64), float(t)
+
+
+def affine(a=0.3, b=0.2) -> Affine:
+    return Affine(jnp.float32(a), jnp.float32(b))
+
+
+def example(seed: int = 0, size: int = 24, var: float = VAR) -> Example:
+    x = np.random.default_rng(seed).normal(size=size) * np.sqrt(var)
+    return Example(jnp.asarray(x, jnp.float32), None)
+
+
+def loss_of(teacher, student_steps: int, teacher_steps: float, **options):
+    return MultistepConsistencyLoss(
+        teacher, Segments(student_steps), lambda step: teacher_steps, **options
+    )
+
+
+def teacher_z(teacher, x, z, t, s) -> np.ndarray:
+    """z_s by the letter of Algorithms 1 and 3."""
+    (alpha_t, sigma_t), (alpha_s, sigma_s) = (alpha_sigma(SCHEDULE, u) for u in (t, s))
+    if isinstance(teacher, DataTeacher):
+        return alpha_s * x + sigma_s * (z - alpha_t * x) / sigma_t
+    x_hat = alpha_t * VAR / (alpha_t**2 * VAR + sigma_t**2) * z
+    eps = (z - alpha_t * x_hat) / sigma_t
+    x_var = teacher.x_var_fraction * np.mean((x_hat - x) ** 2)
+    z_var = (alpha_s - alpha_t * sigma_s / sigma_t) ** 2 * x_var
+    q = eps.size / np.sum(eps**2)
+    b = alpha_s * alpha_t / sigma_t * x_var * q if teacher.balanced else 0.0
+    return alpha_s * x_hat + (np.sqrt((sigma_s + b) ** 2 + q * z_var) - b) * eps
+
+
+def algorithm_1(teacher, model, x, z, t, student_steps, total):
+    """Target of x by the textbook invDDIM(DDIM(...)), and s, in float64."""
+    step = round(t * total)
+    segment = (step - 1) // (total // student_steps)
+    t, s, r = step / total, (step - 1) / total, segment / student_steps
+    (alpha_t, sigma_t), (alpha_s, sigma_s), (alpha_r, sigma_r) = (
+        alpha_sigma(SCHEDULE, u) for u in (t, s, r)
+    )
+    z_s = teacher_z(teacher, x, z, t, s)
+    x_ref = np.asarray(model(jnp.asarray(z_s, jnp.float32), s), np.float64)
+    z_ref = alpha_r * x_ref + sigma_r * (z_s - alpha_s * x_ref) / sigma_s
+    ratio = sigma_r / sigma_t
+    return (z_ref - ratio * z) / (alpha_r - alpha_t * ratio), s
+
+
+@teachers
+@pytest.mark.parametrize(("student_steps", "teacher_steps"), [(1, 12), (2, 16), (4, 4)])
+def test_the_loss_is_the_literal_algorithm_1(teacher, student_steps, teacher_steps):
+    loss = loss_of(teacher, student_steps, float(teacher_steps))
+    for seed in range(6):
+        data = example(seed)
+        spy = Spy(affine())
+        value, metrics = loss(spy, data, step=0, key=jax.random.key(seed))
+        z, t = spy.at(max)
+        x = np.asarray(data.x, np.float64)
+        target, s = algorithm_1(
+            teacher, affine(), x, z, t, student_steps, teacher_steps
+        )
+        assert spy.at(min)[1] == pytest.approx(s, abs=1e-6)
+        estimate = np.asarray(affine()(jnp.asarray(z, jnp.float32), t))
+        distance = np.sqrt(np.mean((target - estimate) ** 2) + 1e-8) - 1e-4
+        assert float(metrics["x_distance"]) == pytest.approx(distance, rel=2e-4)
+        sigma = alpha_sigma(SCHEDULE, t)[1]
+        assert float(value) == pytest.approx(distance / sigma**2, rel=3e-4)
+        assert value.dtype == jnp.float32
+        assert float(metrics["teacher_steps"]) == teacher_steps
+
+
+@teachers
+def test_one_teacher_step_a_segment_leaves_the_student_no_say(teacher):
+    loss, x_teacher = loss_of(teacher, 4, 4.0), []
+    for model in (affine(), affine(-2.0, 5.0)):
+        spy = Spy(model)
+        data, key = example(3), jax.random.key(3)
+        shifted = MultistepConsistencyLoss(
+            teacher, loss.segments, loss.teacher_steps, distance=PseudoHuber(1e-8)
+        )
+        _, metrics = shifted(spy, data, step=0, key=key)
+        (z_t, t), (_, s) = spy.at(max), spy.at(min)
+        arguments = (SCHEDULE, data, jnp.asarray(z_t, jnp.float32))
+        x = teacher.step_x(*arguments, jnp.float32(t), jnp.float32(s))
+        estimate = np.asarray(model(jnp.asarray(z_t, jnp.float32), jnp.float32(t)))
+        rms = np.sqrt(np.mean((np.asarray(x) - estimate) ** 2))
+        assert float(metrics["x_distance"]) == pytest.approx(rms, rel=1e-5)
+        x_teacher.append(x)
+    np.testing.assert_array_equal(*x_teacher)
+
+
+def test_training_with_as_many_segments_as_steps_is_diffusion():
+    for seed in range(4):
+        spy, data = Spy(affine()), example(seed)
+        loss = loss_of(DataTeacher(), 16, 16.0)
+        value, _ = loss(spy, data, step=0, key=jax.random.key(seed))
+        z, t = spy.at(max)
+        estimate = affine()(jnp.asarray(z, jnp.float32), jnp.float32(t))
+        rms = np.sqrt(np.mean((np.asarray(data.x) - np.asarray(estimate)) ** 2) + 1e-8)
+        sigma = alpha_sigma(SCHEDULE, t)[1]
+        assert float(value) == pytest.approx((rms - 1e-4) / sigma**2, rel=1e-4)
+
+
+def test_one_segment_is_the_consistency_model_loss():
+    schedule = Cosine(-15.0, 30.0)
+    model = Affine(jnp.float32(0.3), jnp.float32(0.2), schedule)
+    loss = loss_of(DataTeacher(), 1, 16.0, distance=NORM)
+    seen = 0
+    for seed in range(8):
+        spy = Spy(model)
+        value, _ = loss(spy, example(seed), step=0, key=jax.random.key(seed))
+        (z_t, t), (z_s, s) = spy.at(max), spy.at(min)
+        if s == 0.0:
+            continue
+        seen += 1
+        gap = model(jnp.asarray(z_t), t) - model(jnp.asarray(z_s), s)
+        sigma = alpha_sigma(schedule, t)[1]
+        rms = float(np.sqrt(np.mean(np.asarray(gap) ** 2)))
+        assert float(value) == pytest.approx(rms / sigma**2, rel=1e-4)
+    assert seen > 3
+
+
+@teachers
+@pytest.mark.parametrize("student_steps", [1, 2])
+def test_the_gradient_passes_through_the_estimate_at_t_alone(teacher, student_steps):
+    loss, data, key = loss_of(teacher, student_steps, 16.0), example(1), jax.random.key(5)
+    gradient = eqx.filter_grad(lambda m: loss(m, data, step=0, key=key)[0])(affine())
+    spy = Spy(affine())
+    loss(spy, data, step=0, key=key)
+    z, t = spy.at(max)
+    x = np.asarray(data.x, np.float64)
+    target, _ = algorithm_1(teacher, affine(), x, z, t, student_steps, 16)
+    sigma = alpha_sigma(SCHEDULE, t)[1]
+
+    estimate = 0.3 * z + 0.2 * np.sin(3 * t)
+    error = estimate - target
+    root = np.sqrt(np.mean(error**2) + 1e-8)
+    expected_a = np.mean(error * z) / root / sigma**2
+    expected_b = np.mean(error) * np.sin(3 * t) / root / sigma**2
+    assert float(gradient.a) == pytest.approx(expected_a, rel=2e-3)
+    assert float(gradient.b) == pytest.approx(expected_b, rel=2e-3)
+
+
+def test_the_teacher_gets_no_gradient():
+    class Scale(AbstractNetwork):
+        a: jax.Array
+
+        def __call__(self, z, logsnr, label=None, *, key=None):
+            return self.a * z
+
+    teacher = DistillationTeacher(Denoiser(Scale(jnp.float32(0.1)), SCHEDULE))
+    gradient = eqx.filter_grad(
+        lambda loss: loss(affine(), example(), step=0, key=jax.random.key(0))[0]
+    )(loss_of(teacher, 1, 8.0))
+    assert float(gradient.teacher.denoiser.network.a) == 0.0
+
+
+def test_both_student_calls_share_one_dropout_key_and_the_label():
+    spy, data = Spy(affine()), example()._replace(label=jnp.int32(7))
+    # The teacher's network asserts that it sees no key at all.
+    loss = loss_of(TEACHERS[1], 2, 16.0)
+    loss(spy, data, step=0, key=jax.random.key(0))
+    (*_, label_s, key_s), (*_, label_t, key_t) = spy.calls
+    assert key_s is not None
+    assert bool(jnp.all(jax.random.key_data(key_s) == jax.random.key_data(key_t)))
+    assert int(label_s) == int(label_t) == 7
+
+
+def mean_distance(loss, model, var, draws=256, size=256) -> float:
+    """Root mean square over draws of the metric x_distance."""
+    x = np.random.default_rng(0).normal(size=(draws, size)) * np.sqrt(var)
+    batch = Example(jnp.asarray(x, jnp.float32), None)
+
+    @eqx.filter_jit
+    def distances(model, loss, batch, keys):
+        def one(data, key):
+            return loss(model, data, step=0, key=key)[1]["x_distance"]
+
+        return jax.vmap(one)(batch, keys)
+
+    keys = jax.random.split(jax.random.key(1), draws)
+    return float(jnp.sqrt(jnp.mean(distances(model, loss, batch, keys) ** 2)))
+
+
+def test_the_exact_student_of_unit_gaussians_has_the_closed_form_error():
+    teacher = DistillationTeacher(gaussian_teacher(SCHEDULE, 1.0), x_var_fraction=0.0)
+    student = gaussian_student(SCHEDULE, 1.0, 1)
+    slope = cosine_line(SCHEDULE)[1]
+    for teacher_steps, squared in ((8, 1e-3), (64, 2e-7), (512, 1e-10)):
+        loss = loss_of(teacher, 1, float(teacher_steps), distance=NORM)
+        got = mean_distance(loss, student, 1.0)
+        # Both sides differ by z_t (1 - cos h), and invDDIM to t = 0 changes nothing.
+        assert got == pytest.approx(1 - np.cos(slope / teacher_steps), rel=0.05)
+        assert got**2 < squared
+
+
+@pytest.mark.parametrize("var", [0.25, 1.0, 4.0])
+@pytest.mark.parametrize("student_steps", [1, 2, 4])
+def test_the_exact_student_is_a_zero_of_the_loss_as_the_teacher_refines(
+    var, student_steps
+):
+    teacher = DistillationTeacher(gaussian_teacher(SCHEDULE, var), x_var_fraction=0.0)
+    student = gaussian_student(SCHEDULE, var, student_steps)
+    errors = [
+        mean_distance(loss_of(teacher, student_steps, float(n), distance=NORM), student, var)
+        for n in (8, 64, 512)
+    ]
+    assert errors[1] < errors[0] / 7
+    assert errors[2] < errors[1] / 7
+    assert errors[2] < 2e-3
+    wrong = gaussian_student(SCHEDULE, var, 2 * student_steps)
+    loss = loss_of(teacher, student_steps, 512.0, distance=NORM)
+    assert mean_distance(loss, wrong, var) > 10 * errors[2]
+
+
+@pytest.mark.parametrize("steps", [2, 4, 8])
+def test_the_composition_of_a_phase_of_tract_is_exact_for_the_next(steps):
+    # The S = steps student's DDIM steps follow the flow from border to border, so the
+    # S = 1 student, which is their composition, agrees with it at every step.
+    teacher = DistillationTeacher(
+        gaussian_student(SCHEDULE, VAR, steps), x_var_fraction=0.0
+    )
+    loss = loss_of(teacher, 1, float(steps), distance=NORM)
+    assert mean_distance(loss, gaussian_student(SCHEDULE, VAR, 1), VAR) < 2e-5
+
+
+@pytest.mark.parametrize(("student_steps", "n_seg"), [(1, 8), (2, 16), (4, 20)])
+def test_distilling_ddim_has_the_fixed_point_of_unit_gaussians(student_steps, n_seg):
+    slope = cosine_line(SCHEDULE)[1]
+    total = student_steps * n_seg
+
+    class FixedPoint(eqx.Module):
+        schedule: AbstractNoiseSchedule = SCHEDULE
+
+        def __call__(self, z, t, label=None, *, key=None):
+            step = jnp.rint(t.astype(jnp.float64) * total)
+            n = jnp.mod(step - 1, n_seg) + 1
+            h = slope / total
+            v = (jnp.cos(n * h) - jnp.cos(h) ** n) / jnp.sin(n * h)
+            x = self.schedule.alpha(t) - self.schedule.sigma(t) * v.astype(t.dtype)
+            return x * z
+
+    teacher = DistillationTeacher(gaussian_teacher(SCHEDULE, 1.0), x_var_fraction=0.0)
+    loss = loss_of(teacher, student_steps, float(total), distance=NORM)
+    assert mean_distance(loss, FixedPoint(), 1.0) < 2e-6
+
+
+def test_x_var_is_each_examples_own():
+    loss = loss_of(TEACHERS[1], 2, 8.0)
+    keys = jax.random.split(jax.random.key(0), 3)
+
+    def losses(x):
+        return jax.vmap(
+            lambda x, key: loss(affine(), Example(x, None), step=0, key=key)[0]
+        )(x, keys)
+
+    x = jnp.stack([example(i).x for i in range(3)])
+    batch, louder = losses(x), losses(x.at[1:].multiply(50.0))
+    np.testing.assert_allclose(louder[0], batch[0], rtol=1e-6)
+    for i in range(3):
+        alone = loss(affine(), Example(x[i], None), step=0, key=keys[i])[0]
+        np.testing.assert_allclose(batch[i], alone, rtol=1e-4)
+
+
+def test_the_diffusion_loss_is_the_squared_error_of_v():
+    for seed in range(4):
+        spy, data = Spy(affine()), example(seed)
+        value, metrics = DiffusionLoss()(spy, data, step=0, key=jax.random.key(seed))
+        z, t = spy.at(max)
+        x, (alpha, sigma) = np.asarray(data.x, np.float64), alpha_sigma(SCHEDULE, t)
+        x_hat = 0.3 * z + 0.2 * np.sin(3 * t)
+        v, v_hat = ((alpha * z - guess) / sigma for guess in (x, x_hat))
+        assert float(value) == pytest.approx(np.mean((v - v_hat) ** 2), rel=1e-4)
+        assert float(metrics["x_mse"]) == pytest.approx(np.mean((x - x_hat) ** 2), rel=1e-4)
+
+
+@pytest.mark.parametrize("eps", [1e-4, 1.0])
+def test_pseudo_huber_is_its_formula_in_each_reduction(eps):
+    x = np.random.default_rng(0).normal(size=(3, 4, 5))
+    squares = {"rms": np.mean(x**2), "sum": np.sum(x**2), "elementwise": x**2}
+    for reduction, square in squares.items():
+        expected = np.mean(np.sqrt(square + eps**2) - eps)
+        got = PseudoHuber(eps, reduction)(jnp.asarray(x))
+        assert float(got) == pytest.approx(expected, rel=1e-11)
+
+
+def test_pseudo_huber_is_zero_and_smooth_at_zero():
+    for reduction in ("rms", "sum", "elementwise"):
+        distance = PseudoHuber(1e-4, reduction)
+        value, gradient = jax.value_and_grad(distance)(jnp.zeros(5, jnp.float32))
+        assert float(value) == 0.0
+        np.testing.assert_array_equal(gradient, 0.0)
+
+
+@pytest.mark.parametrize("t", [0.05, 0.5, 1.0])
+def test_weights_are_powers_of_sigma(t):
+    sigma, logsnr = alpha_sigma(SCHEDULE, t)[1], SCHEDULE.logsnr(t)
+    assert float(snr_plus_one(logsnr)) == pytest.approx(sigma**-2, rel=1e-9)
+    assert float(sqrt_snr_plus_one(logsnr)) == pytest.approx(1 / sigma, rel=1e-9)
+
+
+def test_annealing_is_exponential_and_then_constant():
+    teacher_steps = annealed_steps(10.0, 1000.0, 200)
+    for step, expected in ((0, 10.0), (50, 31.6228), (100, 100.0), (400, 1000.0)):
+        assert float(teacher_steps(step)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_annealing_the_loss_does_not_compile_again():
+    traces = []
+
+    def counted(step):
+        traces.append(1)
+        return annealed_steps(8, 64, 10)(step)
+
+    loss = MultistepConsistencyLoss(DataTeacher(), Segments(2), counted)
+    call = eqx.filter_jit(loss)
+    for step in range(4):
+        arguments = {"step": jnp.int32(step), "key": jax.random.key(step)}
+        assert np.isfinite(call(affine(), example(), **arguments)[0])
+    assert len(traces) == 1
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: PseudoHuber(0.0), "0.0"),
+        (lambda: PseudoHuber(-1.0), "-1.0"),
+        (lambda: annealed_steps(0, 10), "start=0"),
+        (lambda: annealed_steps(10, 5), "stop=5"),
+        (lambda: annealed_steps(over=0), "over|0"),
+        (
+            lambda: DistillationTeacher(
+                gaussian_teacher(SCHEDULE, 1.0), x_var_fraction=1.5
+            ),
+            "1.5",
+        ),
+    ],
+)
+def test_settings_out_of_range_are_named(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()
