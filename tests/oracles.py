@@ -1,6 +1,6 @@
 """Exact answers on Gaussian data, from closed forms in NumPy and float64.
 
-For `x ~ N(0, diag(var))` write `q_t^2 = alpha_t^2 var + sigma_t^2`. The optimal denoiser
+For `x ~ N(0, diag(var))` write `q_t^2 = alpha_t^2 var + sigma_t^2`. The best denoiser
 is `alpha_t var / q_t^2 z`, the probability flow carries z_t to `q_s / q_t z_t`, and the
 exact multistep student predicts the v whose one DDIM step ends where the flow ends.
 """
@@ -88,8 +88,9 @@ class GaussianNetwork(AbstractNetwork):
 class StudentNetwork(AbstractNetwork):
     """The exact v of a student of `steps` segments of a cosine schedule.
 
-    `v = (cos(theta_t - theta_r) - q_r / q_t) / sin(theta_t - theta_r) z`, which for unit
-    variance is `-tan((theta_t - theta_r) / 2) z`. A border belongs to the segment below.
+    `v = (cos(theta_t - theta_r) - q_r / q_t) / sin(theta_t - theta_r) z`, which for
+    unit variance is `-tan((theta_t - theta_r) / 2) z`. A border belongs to the segment
+    below.
     """
 
     var: float

@@ -58,7 +58,9 @@ def test_imports_never_point_up(path):
     assert own in RANK, f"{own} has no layer: add it to LAYERS"
     for target in targets - {own}:
         assert target in RANK, f"{own} imports {target}"
-        assert RANK[target] < RANK[own], f"{own} imports {target}, which is not below it"
+        assert RANK[target] < RANK[own], (
+            f"{own} imports {target}, which is not below it"
+        )
     assert own == "nets" or own not in targets
 
 

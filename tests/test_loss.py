@@ -11,7 +11,6 @@ from oracles import (
 )
 
 from mcmeqx import (
-    AbstractNoiseSchedule,
     Cosine,
     DataTeacher,
     Denoiser,
@@ -24,6 +23,7 @@ from mcmeqx import (
     annealed_steps,
     snr_plus_one,
     sqrt_snr_plus_one,
+    x_prediction,
 )
 from mcmeqx.nets import AbstractNetwork
 
@@ -39,19 +39,28 @@ NORM = PseudoHuber(eps=1e-8)
 teachers = pytest.mark.parametrize("teacher", TEACHERS, ids=range(len(TEACHERS)))
 
 
-class Affine(eqx.Module):
-    """A model with two parameters whose estimate depends on z and on t."""
+def time_of(logsnr, schedule):
+    """t of a float32 logsnr of a cosine schedule, in float64."""
+    start, slope = cosine_line(schedule)
+    return (jnp.arctan(jnp.exp(-0.5 * logsnr.astype(jnp.float64))) - start) / slope
+
+
+class Affine(AbstractNetwork):
+    """An estimate of x with two parameters, which depends on z and on t."""
 
     a: jax.Array
     b: jax.Array
-    schedule: AbstractNoiseSchedule = SCHEDULE
+    schedule: Cosine
 
-    def __call__(self, z, t, label=None, *, key=None):
-        return self.a * z + self.b * jnp.sin(3 * t)
+    def __call__(self, z, logsnr, label=None, *, key=None):
+        t = time_of(logsnr, self.schedule).astype(z.dtype)
+        return self.a.astype(z.dtype) * z + self.b.astype(z.dtype) * jnp.sin(3 * t)
 
 
 class Spy:
-    """Any model, with a record of its calls."""
+    """A model with a record of its calls; it passes for a Denoiser."""
+
+    __class__ = Denoiser
 
     def __init__(self, model):
         self.model, self.schedule, self.calls = model, model.schedule, []
@@ -60,14 +69,15 @@ class Spy:
         self.calls.append((z, t, label, key))
         return self.model(z, t, label, key=key)
 
-    def at(self, time_of):
+    def at(self, extreme):
         """z and t of the recorded call with the later (max) or earlier (min) time."""
-        z, t, *_ = time_of(self.calls, key=lambda call: float(call[1]))
+        z, t, *_ = extreme(self.calls, key=lambda call: float(call[1]))
         return np.asarray(z, np.float64), float(t)
 
 
-def affine(a=0.3, b=0.2) -> Affine:
-    return Affine(jnp.float32(a), jnp.float32(b))
+def affine(a=0.3, b=0.2, schedule=SCHEDULE) -> Denoiser:
+    network = Affine(jnp.float32(a), jnp.float32(b), schedule)
+    return Denoiser(network, schedule, x_prediction)
 
 
 def example(seed: int = 0, size: int = 24, var: float = VAR) -> Example:
@@ -75,9 +85,14 @@ def example(seed: int = 0, size: int = 24, var: float = VAR) -> Example:
     return Example(jnp.asarray(x, jnp.float32), None)
 
 
-def loss_of(teacher, student_steps: int, teacher_steps: float, **options):
+def steps_from_step(step):
+    return step
+
+
+def loss_of(teacher, student_steps: int, **options):
+    """A loss whose training step is its number of teacher steps."""
     return MultistepConsistencyLoss(
-        teacher, Segments(student_steps), lambda step: teacher_steps, **options
+        teacher, Segments(student_steps), steps_from_step, **options
     )
 
 
@@ -113,11 +128,13 @@ def algorithm_1(teacher, model, x, z, t, student_steps, total):
 @teachers
 @pytest.mark.parametrize(("student_steps", "teacher_steps"), [(1, 12), (2, 16), (4, 4)])
 def test_the_loss_is_the_literal_algorithm_1(teacher, student_steps, teacher_steps):
-    loss = loss_of(teacher, student_steps, float(teacher_steps))
+    loss = loss_of(teacher, student_steps)
     for seed in range(6):
         data = example(seed)
         spy = Spy(affine())
-        value, metrics = loss(spy, data, step=0, key=jax.random.key(seed))
+        value, metrics = loss(
+            spy, data, step=jnp.float32(teacher_steps), key=jax.random.key(seed)
+        )
         z, t = spy.at(max)
         x = np.asarray(data.x, np.float64)
         target, s = algorithm_1(
@@ -135,14 +152,11 @@ def test_the_loss_is_the_literal_algorithm_1(teacher, student_steps, teacher_ste
 
 @teachers
 def test_one_teacher_step_a_segment_leaves_the_student_no_say(teacher):
-    loss, x_teacher = loss_of(teacher, 4, 4.0), []
+    loss, x_teacher = loss_of(teacher, 4, distance=NORM), []
     for model in (affine(), affine(-2.0, 5.0)):
         spy = Spy(model)
         data, key = example(3), jax.random.key(3)
-        shifted = MultistepConsistencyLoss(
-            teacher, loss.segments, loss.teacher_steps, distance=PseudoHuber(1e-8)
-        )
-        _, metrics = shifted(spy, data, step=0, key=key)
+        _, metrics = loss(spy, data, step=4, key=key)
         (z_t, t), (_, s) = spy.at(max), spy.at(min)
         arguments = (SCHEDULE, data, jnp.asarray(z_t, jnp.float32))
         x = teacher.step_x(*arguments, jnp.float32(t), jnp.float32(s))
@@ -156,8 +170,8 @@ def test_one_teacher_step_a_segment_leaves_the_student_no_say(teacher):
 def test_training_with_as_many_segments_as_steps_is_diffusion():
     for seed in range(4):
         spy, data = Spy(affine()), example(seed)
-        loss = loss_of(DataTeacher(), 16, 16.0)
-        value, _ = loss(spy, data, step=0, key=jax.random.key(seed))
+        loss = loss_of(DataTeacher(), 16)
+        value, _ = loss(spy, data, step=16, key=jax.random.key(seed))
         z, t = spy.at(max)
         estimate = affine()(jnp.asarray(z, jnp.float32), jnp.float32(t))
         rms = np.sqrt(np.mean((np.asarray(data.x) - np.asarray(estimate)) ** 2) + 1e-8)
@@ -167,12 +181,12 @@ def test_training_with_as_many_segments_as_steps_is_diffusion():
 
 def test_one_segment_is_the_consistency_model_loss():
     schedule = Cosine(-15.0, 30.0)
-    model = Affine(jnp.float32(0.3), jnp.float32(0.2), schedule)
-    loss = loss_of(DataTeacher(), 1, 16.0, distance=NORM)
+    model = affine(schedule=schedule)
+    loss = loss_of(DataTeacher(), 1, distance=NORM)
     seen = 0
     for seed in range(8):
         spy = Spy(model)
-        value, _ = loss(spy, example(seed), step=0, key=jax.random.key(seed))
+        value, _ = loss(spy, example(seed), step=16, key=jax.random.key(seed))
         (z_t, t), (z_s, s) = spy.at(max), spy.at(min)
         if s == 0.0:
             continue
@@ -187,10 +201,10 @@ def test_one_segment_is_the_consistency_model_loss():
 @teachers
 @pytest.mark.parametrize("student_steps", [1, 2])
 def test_the_gradient_passes_through_the_estimate_at_t_alone(teacher, student_steps):
-    loss, data, key = loss_of(teacher, student_steps, 16.0), example(1), jax.random.key(5)
-    gradient = eqx.filter_grad(lambda m: loss(m, data, step=0, key=key)[0])(affine())
+    loss, data, key = loss_of(teacher, student_steps), example(1), jax.random.key(5)
+    gradient = eqx.filter_grad(lambda m: loss(m, data, step=16, key=key)[0])(affine())
     spy = Spy(affine())
-    loss(spy, data, step=0, key=key)
+    loss(spy, data, step=16, key=key)
     z, t = spy.at(max)
     x = np.asarray(data.x, np.float64)
     target, _ = algorithm_1(teacher, affine(), x, z, t, student_steps, 16)
@@ -201,8 +215,8 @@ def test_the_gradient_passes_through_the_estimate_at_t_alone(teacher, student_st
     root = np.sqrt(np.mean(error**2) + 1e-8)
     expected_a = np.mean(error * z) / root / sigma**2
     expected_b = np.mean(error) * np.sin(3 * t) / root / sigma**2
-    assert float(gradient.a) == pytest.approx(expected_a, rel=2e-3)
-    assert float(gradient.b) == pytest.approx(expected_b, rel=2e-3)
+    assert float(gradient.network.a) == pytest.approx(expected_a, rel=2e-3)
+    assert float(gradient.network.b) == pytest.approx(expected_b, rel=2e-3)
 
 
 def test_the_teacher_gets_no_gradient():
@@ -214,36 +228,37 @@ def test_the_teacher_gets_no_gradient():
 
     teacher = DistillationTeacher(Denoiser(Scale(jnp.float32(0.1)), SCHEDULE))
     gradient = eqx.filter_grad(
-        lambda loss: loss(affine(), example(), step=0, key=jax.random.key(0))[0]
-    )(loss_of(teacher, 1, 8.0))
+        lambda loss: loss(affine(), example(), step=8, key=jax.random.key(0))[0]
+    )(loss_of(teacher, 1))
     assert float(gradient.teacher.denoiser.network.a) == 0.0
 
 
 def test_both_student_calls_share_one_dropout_key_and_the_label():
     spy, data = Spy(affine()), example()._replace(label=jnp.int32(7))
     # The teacher's network asserts that it sees no key at all.
-    loss = loss_of(TEACHERS[1], 2, 16.0)
-    loss(spy, data, step=0, key=jax.random.key(0))
+    loss = loss_of(TEACHERS[1], 2)
+    loss(spy, data, step=16, key=jax.random.key(0))
     (*_, label_s, key_s), (*_, label_t, key_t) = spy.calls
     assert key_s is not None
     assert bool(jnp.all(jax.random.key_data(key_s) == jax.random.key_data(key_t)))
     assert int(label_s) == int(label_t) == 7
 
 
-def mean_distance(loss, model, var, draws=256, size=256) -> float:
+@eqx.filter_jit
+def distances(model, loss, batch, keys, steps):
+    def one(data, key):
+        return loss(model, data, step=steps, key=key)[1]["x_distance"]
+
+    return jax.vmap(one)(batch, keys)
+
+
+def mean_distance(loss, model, var, teacher_steps, draws=64, size=256) -> float:
     """Root mean square over draws of the metric x_distance."""
     x = np.random.default_rng(0).normal(size=(draws, size)) * np.sqrt(var)
     batch = Example(jnp.asarray(x, jnp.float32), None)
-
-    @eqx.filter_jit
-    def distances(model, loss, batch, keys):
-        def one(data, key):
-            return loss(model, data, step=0, key=key)[1]["x_distance"]
-
-        return jax.vmap(one)(batch, keys)
-
     keys = jax.random.split(jax.random.key(1), draws)
-    return float(jnp.sqrt(jnp.mean(distances(model, loss, batch, keys) ** 2)))
+    found = distances(model, loss, batch, keys, jnp.float32(teacher_steps))
+    return float(jnp.sqrt(jnp.mean(found**2)))
 
 
 def test_the_exact_student_of_unit_gaussians_has_the_closed_form_error():
@@ -251,30 +266,26 @@ def test_the_exact_student_of_unit_gaussians_has_the_closed_form_error():
     student = gaussian_student(SCHEDULE, 1.0, 1)
     slope = cosine_line(SCHEDULE)[1]
     for teacher_steps, squared in ((8, 1e-3), (64, 2e-7), (512, 1e-10)):
-        loss = loss_of(teacher, 1, float(teacher_steps), distance=NORM)
-        got = mean_distance(loss, student, 1.0)
+        loss = loss_of(teacher, 1, distance=NORM)
+        got = mean_distance(loss, student, 1.0, teacher_steps)
         # Both sides differ by z_t (1 - cos h), and invDDIM to t = 0 changes nothing.
         assert got == pytest.approx(1 - np.cos(slope / teacher_steps), rel=0.05)
         assert got**2 < squared
 
 
-@pytest.mark.parametrize("var", [0.25, 1.0, 4.0])
-@pytest.mark.parametrize("student_steps", [1, 2, 4])
+@pytest.mark.parametrize(("var", "student_steps"), [(0.25, 1), (1.0, 2), (4.0, 4)])
 def test_the_exact_student_is_a_zero_of_the_loss_as_the_teacher_refines(
     var, student_steps
 ):
     teacher = DistillationTeacher(gaussian_teacher(SCHEDULE, var), x_var_fraction=0.0)
     student = gaussian_student(SCHEDULE, var, student_steps)
-    errors = [
-        mean_distance(loss_of(teacher, student_steps, float(n), distance=NORM), student, var)
-        for n in (8, 64, 512)
-    ]
+    loss = loss_of(teacher, student_steps, distance=NORM)
+    errors = [mean_distance(loss, student, var, n) for n in (8, 64, 512)]
     assert errors[1] < errors[0] / 7
     assert errors[2] < errors[1] / 7
     assert errors[2] < 2e-3
     wrong = gaussian_student(SCHEDULE, var, 2 * student_steps)
-    loss = loss_of(teacher, student_steps, 512.0, distance=NORM)
-    assert mean_distance(loss, wrong, var) > 10 * errors[2]
+    assert mean_distance(loss, wrong, var, 512) > 10 * errors[2]
 
 
 @pytest.mark.parametrize("steps", [2, 4, 8])
@@ -284,8 +295,9 @@ def test_the_composition_of_a_phase_of_tract_is_exact_for_the_next(steps):
     teacher = DistillationTeacher(
         gaussian_student(SCHEDULE, VAR, steps), x_var_fraction=0.0
     )
-    loss = loss_of(teacher, 1, float(steps), distance=NORM)
-    assert mean_distance(loss, gaussian_student(SCHEDULE, VAR, 1), VAR) < 2e-5
+    loss = loss_of(teacher, 1, distance=NORM)
+    student = gaussian_student(SCHEDULE, VAR, 1)
+    assert mean_distance(loss, student, VAR, steps) < 2e-5
 
 
 @pytest.mark.parametrize(("student_steps", "n_seg"), [(1, 8), (2, 16), (4, 20)])
@@ -293,36 +305,33 @@ def test_distilling_ddim_has_the_fixed_point_of_unit_gaussians(student_steps, n_
     slope = cosine_line(SCHEDULE)[1]
     total = student_steps * n_seg
 
-    class FixedPoint(eqx.Module):
-        schedule: AbstractNoiseSchedule = SCHEDULE
-
-        def __call__(self, z, t, label=None, *, key=None):
-            step = jnp.rint(t.astype(jnp.float64) * total)
+    class FixedPoint(AbstractNetwork):
+        def __call__(self, z, logsnr, label=None, *, key=None):
+            step = jnp.rint(time_of(logsnr, SCHEDULE) * total)
             n = jnp.mod(step - 1, n_seg) + 1
             h = slope / total
             v = (jnp.cos(n * h) - jnp.cos(h) ** n) / jnp.sin(n * h)
-            x = self.schedule.alpha(t) - self.schedule.sigma(t) * v.astype(t.dtype)
-            return x * z
+            return v.astype(z.dtype) * z
 
     teacher = DistillationTeacher(gaussian_teacher(SCHEDULE, 1.0), x_var_fraction=0.0)
-    loss = loss_of(teacher, student_steps, float(total), distance=NORM)
-    assert mean_distance(loss, FixedPoint(), 1.0) < 2e-6
+    loss = loss_of(teacher, student_steps, distance=NORM)
+    assert mean_distance(loss, Denoiser(FixedPoint(), SCHEDULE), 1.0, total) < 2e-6
 
 
 def test_x_var_is_each_examples_own():
-    loss = loss_of(TEACHERS[1], 2, 8.0)
+    loss = loss_of(TEACHERS[1], 2)
     keys = jax.random.split(jax.random.key(0), 3)
 
     def losses(x):
         return jax.vmap(
-            lambda x, key: loss(affine(), Example(x, None), step=0, key=key)[0]
+            lambda x, key: loss(affine(), Example(x, None), step=8, key=key)[0]
         )(x, keys)
 
     x = jnp.stack([example(i).x for i in range(3)])
     batch, louder = losses(x), losses(x.at[1:].multiply(50.0))
     np.testing.assert_allclose(louder[0], batch[0], rtol=1e-6)
     for i in range(3):
-        alone = loss(affine(), Example(x[i], None), step=0, key=keys[i])[0]
+        alone = loss(affine(), Example(x[i], None), step=8, key=keys[i])[0]
         np.testing.assert_allclose(batch[i], alone, rtol=1e-4)
 
 
@@ -335,7 +344,9 @@ def test_the_diffusion_loss_is_the_squared_error_of_v():
         x_hat = 0.3 * z + 0.2 * np.sin(3 * t)
         v, v_hat = ((alpha * z - guess) / sigma for guess in (x, x_hat))
         assert float(value) == pytest.approx(np.mean((v - v_hat) ** 2), rel=1e-4)
-        assert float(metrics["x_mse"]) == pytest.approx(np.mean((x - x_hat) ** 2), rel=1e-4)
+        assert float(metrics["x_mse"]) == pytest.approx(
+            np.mean((x - x_hat) ** 2), rel=1e-4
+        )
 
 
 @pytest.mark.parametrize("eps", [1e-4, 1.0])
@@ -374,7 +385,7 @@ def test_annealing_the_loss_does_not_compile_again():
 
     def counted(step):
         traces.append(1)
-        return annealed_steps(8, 64, 10)(step)
+        return annealed_steps(8.0, 64.0, 10)(step)
 
     loss = MultistepConsistencyLoss(DataTeacher(), Segments(2), counted)
     call = eqx.filter_jit(loss)
@@ -389,9 +400,9 @@ def test_annealing_the_loss_does_not_compile_again():
     [
         (lambda: PseudoHuber(0.0), "0.0"),
         (lambda: PseudoHuber(-1.0), "-1.0"),
-        (lambda: annealed_steps(0, 10), "start=0"),
-        (lambda: annealed_steps(10, 5), "stop=5"),
-        (lambda: annealed_steps(over=0), "over|0"),
+        (lambda: annealed_steps(0.0, 10.0), "start=0"),
+        (lambda: annealed_steps(10.0, 5.0), "stop=5"),
+        (lambda: annealed_steps(over=0), "at least one training step"),
         (
             lambda: DistillationTeacher(
                 gaussian_teacher(SCHEDULE, 1.0), x_var_fraction=1.5

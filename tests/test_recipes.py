@@ -1,4 +1,4 @@
-"""Each recipe runs whole on the tiniest network, resumes, and refuses what it should."""
+"""Each recipe runs whole on the tiniest network, resumes, and refuses bad input."""
 
 import csv
 import dataclasses

@@ -1,3 +1,5 @@
+import itertools
+
 import diffrax
 import jax
 import jax.numpy as jnp
@@ -327,7 +329,7 @@ def test_sample_takes_the_steps_of_its_grid_and_no_other():
     schedule, ts = Cosine(), np.array([1.0, 0.7, 0.3, 0.25])
     denoise, z = gaussian_denoiser(Cosine(), 0.3), normal(8)
     expected = z
-    for t, s in zip(ts[:-1], ts[1:], strict=True):
+    for t, s in itertools.pairwise(ts):
         angle = theta(schedule, t) - theta(schedule, s)
         velocity = schedule.velocity(expected, denoise(expected, t), t)
         expected = np.cos(angle) * expected - np.sin(angle) * velocity

@@ -18,6 +18,10 @@ from mcmeqx._schedule import AbstractNoiseSchedule
 from mcmeqx._types import Label, Sample, ScalarLike
 from mcmeqx.nets._network import AbstractNetwork
 
+Model = Any
+"""Whatever a loss trains or a teacher asks: `model(z, t, label, *, key)` gives x for
+one example, and `model.schedule` is its schedule. A `Denoiser`, or an exact oracle."""
+
 Parameterisation = Callable[[AbstractNoiseSchedule, Sample, Sample, ScalarLike], Sample]
 
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key
 
-from mcmeqx._denoiser import Denoiser
+from mcmeqx._denoiser import Model
 from mcmeqx._sampler import ddim
 from mcmeqx._segment import Segments, merge_steps
 from mcmeqx._teacher import AbstractTeacher
@@ -72,7 +72,7 @@ class AbstractLoss(eqx.Module):
     @abstractmethod
     def __call__(
         self,
-        model: Denoiser,
+        model: Model,
         example: Example,
         *,
         step: ScalarLike,
@@ -89,7 +89,7 @@ class DiffusionLoss(AbstractLoss):
 
     def __call__(
         self,
-        model: Denoiser,
+        model: Model,
         example: Example,
         *,
         step: ScalarLike,
@@ -142,7 +142,7 @@ class MultistepConsistencyLoss(AbstractLoss):
 
     def __call__(
         self,
-        model: Denoiser,
+        model: Model,
         example: Example,
         *,
         step: ScalarLike,

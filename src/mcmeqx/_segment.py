@@ -41,9 +41,9 @@ class Times(NamedTuple):
     r: Scalar
     """The end of the segment that holds t."""
     t_to_s: Scalar
-    """`t - s = 1 / T`, rounded once."""
+    """`t - s = 1 / T`, to rounding."""
     s_to_r: Scalar
-    """`s - r`, rounded once; exactly 0 when s is r."""
+    """`s - r`, to rounding; exactly 0 when s is r."""
 
 
 class Segments(eqx.Module):

@@ -11,7 +11,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from mcmeqx._denoiser import Denoiser
+from mcmeqx._denoiser import Model
 from mcmeqx._sampler import addim_x
 from mcmeqx._schedule import AbstractNoiseSchedule
 from mcmeqx._types import Example, Sample, ScalarLike
@@ -50,7 +50,7 @@ class DataTeacher(AbstractTeacher):
 class DistillationTeacher(AbstractTeacher):
     """A trained denoiser's aDDIM step (Heek et al. 2024, Alg. 1 and 3)."""
 
-    denoiser: Denoiser
+    denoiser: Model
     """The teacher model; it sees no dropout and gets no gradient."""
     x_var_fraction: float = eqx.field(default=0.75, static=True)
     """eta: x_var is eta `|x_hat - x|^2 / d` of this example; 0 makes the step DDIM."""

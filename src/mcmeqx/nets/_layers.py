@@ -66,6 +66,11 @@ def film(x: Array, scale_shift: Float[Array, " twice"]) -> Array:
     return x * (1 + scale) + shift
 
 
+def _wide(x: Array) -> Array:
+    """`x` in float32 or wider, for statistics."""
+    return x.astype(jnp.float32) if x.dtype.itemsize < 4 else x
+
+
 class GroupNorm(eqx.Module):
     """Group normalisation of a map, over 32 groups or as many as its width allows."""
 
@@ -80,7 +85,7 @@ class GroupNorm(eqx.Module):
 
     def __call__(self, x: Map) -> Map:
         """The normalised map: float32 statistics folded into one multiply-add."""
-        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        wide = _wide(x)
         mean = jnp.mean(wide, (0, 1)).reshape(self.groups, -1).mean(1)
         square = jnp.mean(wide**2, (0, 1)).reshape(self.groups, -1).mean(1)
         rsqrt = jax.lax.rsqrt(jnp.maximum(square - mean**2, 0.0) + 1e-5)
@@ -102,7 +107,7 @@ class RMSNorm(eqx.Module):
         self, x: Float[Array, "*rest channel"]
     ) -> Float[Array, "*rest channel"]:
         """The input over its root mean square, which is taken in float32."""
-        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        wide = _wide(x)
         rsqrt = jax.lax.rsqrt(jnp.mean(wide**2, -1, keepdims=True) + 1e-6)
         return x * rsqrt.astype(x.dtype) * self.scale
 

@@ -1,0 +1,194 @@
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from mcmeqx import (
+    AbstractLoss,
+    Cosine,
+    DataTeacher,
+    Denoiser,
+    DiffusionLoss,
+    Example,
+    Learner,
+    MultistepConsistencyLoss,
+    NonFiniteLossError,
+    Segments,
+    annealed_steps,
+    fit,
+)
+from mcmeqx.nets import MLPConfig
+
+KEY = jax.random.key(3)
+
+
+@pytest.fixture(autouse=True)
+def standard_promotion():
+    """Optax's Adam raises a float to an integer, which strict promotion forbids."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+def model():
+    config = MLPConfig(2, width=8, depth=1, embedding=8)
+    return Denoiser(config.build(key=KEY), Cosine())
+
+
+def batches(count: int, size: int = 8) -> list[Example]:
+    rng = np.random.default_rng(0)
+    return [Example(rng.normal(size=(size, 2)).astype("f4")) for _ in range(count)]
+
+
+def learner(loss=None, **options) -> Learner:
+    return Learner(loss or DiffusionLoss(), optax.adam(1e-2), **options)
+
+
+def arrays(tree) -> list[np.ndarray]:
+    return [
+        np.asarray(a) for a in jax.tree.leaves(eqx.filter(tree, eqx.is_inexact_array))
+    ]
+
+
+def assert_close(first, second, **tolerance):
+    for a, b in zip(arrays(first), arrays(second), strict=True):
+        np.testing.assert_allclose(a, b, **tolerance)
+
+
+class DrawnLoss(AbstractLoss):
+    """A metric that shows the key; NaN at one step."""
+
+    bad_step: int = -1
+
+    def __call__(self, model, example, *, step, key):
+        draw = jax.random.uniform(key, (), jnp.float32)
+        value = jnp.where(step == self.bad_step, jnp.float32(jnp.nan), draw)
+        return value + 0.0 * jnp.sum(model(example.x, 0.5)), {"loss": value}
+
+
+def test_init_shares_no_buffer_with_the_model():
+    given = model()
+    state = learner().init(given, key=KEY)
+    trees = (given, state.model, state.ema, state.opt_state)
+    pointers = [
+        a.unsafe_buffer_pointer()
+        for tree in trees
+        for a in jax.tree.leaves(tree)
+        if eqx.is_inexact_array(a)
+    ]
+    assert len(set(pointers)) == len(pointers)
+    assert_close(state.model, given)
+    assert_close(state.ema, given)
+    learner().step(state, batches(1)[0])
+    assert np.all(np.isfinite(np.concatenate([a.ravel() for a in arrays(given)])))
+    jax.random.key_data(KEY)
+
+
+def test_a_step_is_deterministic_and_gives_its_state_away():
+    made, (batch,) = learner(), batches(1)
+    old = [made.init(model(), key=KEY) for _ in range(2)]
+    new = [made.step(state, batch)[0] for state in old]
+    assert_close(new[0], new[1], rtol=0, atol=0)
+    assert int(new[0].step) == 1
+    assert all(a.is_deleted() for a in jax.tree.leaves(old[0].model) if eqx.is_array(a))
+
+
+def test_step_i_uses_fold_in_of_the_run_key():
+    made, state = learner(DrawnLoss()), learner().init(model(), key=KEY)
+    for step, batch in enumerate(batches(3)):
+        keys = jax.random.split(jax.random.fold_in(KEY, step), 8)
+        drawn = jax.vmap(lambda k: jax.random.uniform(k, (), jnp.float32))(keys)
+        state, metrics = made.step(state, batch)
+        assert float(metrics["loss"]) == pytest.approx(float(drawn.mean()), rel=1e-6)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.15, 0.9999])
+def test_the_average_follows_its_formula(decay):
+    made = learner(ema_decay=decay)
+    state = made.init(model(), key=KEY)
+    expected = arrays(state.ema)
+    for step, batch in enumerate(batches(3)):
+        state, _ = made.step(state, batch)
+        kept = min(decay, (1 + step) / (10 + step))
+        expected = [
+            kept * e + (1 - kept) * m
+            for e, m in zip(expected, arrays(state.model), strict=True)
+        ]
+    for got, want in zip(arrays(state.ema), expected, strict=True):
+        np.testing.assert_allclose(got, want, atol=1e-6)
+
+
+def test_fit_on_four_devices_is_the_loop_of_steps_on_one():
+    assert jax.device_count() == 4
+    made, data, seen = learner(), batches(5), []
+    state, losses = made.init(model(), key=KEY), []
+    for batch in data:
+        state, metrics = made.step(state, batch)
+        losses.append(float(metrics["loss"]))
+
+    def callback(step, state, metrics):
+        seen.append((step, metrics["loss"]))
+
+    fitted = fit(made, made.init(model(), key=KEY), data, steps=5, callbacks=[callback])
+    assert int(fitted.step) == 5
+    assert [step for step, _ in seen] == [1, 2, 3, 4, 5]
+    np.testing.assert_allclose([value for _, value in seen], losses, rtol=1e-4)
+    # Adam divides by the root of a gradient, so rounding grows to a share of a step.
+    assert_close(fitted.model, state.model, atol=1e-5)
+    assert len(fitted.model.network.last.weight.sharding.device_set) == 4
+
+
+def test_fit_goes_on_from_the_step_of_its_state():
+    made, data = learner(), batches(4)
+    whole = fit(made, made.init(model(), key=KEY), data, steps=4)
+    half = fit(made, made.init(model(), key=KEY), data[:2], steps=2)
+    assert_close(fit(made, half, data[2:], steps=4), whole, rtol=0, atol=0)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step():
+    made = learner(DrawnLoss(bad_step=2))
+    seen = []
+    with pytest.raises(NonFiniteLossError, match="loss of step 3 is nan"):
+        fit(
+            made,
+            made.init(model(), key=KEY),
+            batches(8),
+            steps=8,
+            callbacks=[lambda step, state, metrics: seen.append(step)],
+        )
+    assert seen == [1, 2]
+
+
+def test_fit_names_what_is_wrong_with_the_batches():
+    made = learner()
+    with pytest.raises(ValueError, match=r"batch_size 6 .* 4 devices"):
+        fit(made, made.init(model(), key=KEY), batches(1, size=6), steps=1)
+    with pytest.raises(ValueError, match="before step 3 of 5"):
+        fit(made, made.init(model(), key=KEY), batches(2), steps=5)
+
+
+def test_annealed_training_compiles_once():
+    traces, anneal = [], annealed_steps(8.0, 64.0, 6)
+
+    def counted(step):
+        traces.append(1)
+        return anneal(step)
+
+    made = learner(MultistepConsistencyLoss(DataTeacher(), Segments(2), counted))
+    steps = []
+    fit(
+        made,
+        made.init(model(), key=KEY),
+        batches(7),
+        steps=7,
+        callbacks=[lambda step, state, metrics: steps.append(metrics["teacher_steps"])],
+    )
+    assert len(traces) == 1
+    np.testing.assert_allclose(steps, 8.0 ** (1 + np.arange(7) / 6), rtol=1e-5)
+
+
+@pytest.mark.parametrize("decay", [-0.1, 1.0])
+def test_a_decay_out_of_range_is_named(decay):
+    with pytest.raises(ValueError, match=str(decay)):
+        learner(ema_decay=decay)
