@@ -166,6 +166,7 @@ def test_every_parameterisation_gives_back_x(t):
         np.testing.assert_allclose(to_x(schedule, z, out, t), x, atol=1e-10)
 
 
+@pytest.mark.usefixtures("as_users_run")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_denoiser_computes_in_its_own_precision_and_answers_in_that_of_z(dtype):
     config, shape = NETWORKS[2]

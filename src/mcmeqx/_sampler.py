@@ -222,7 +222,11 @@ class DDPM(AbstractSampler):
 
 
 class Heun(AbstractSampler):
-    """Second order, two evaluations a step: DDIM with the mean of x at both ends."""
+    """Second order, two evaluations a step: the trapezoid rule for `dz/dtheta = v`.
+
+    A mean of x at both ends would be the shorter code, but its error falls only like
+    `h^2 log h`: in `alpha / sigma`, DDIM's variable, the data end is infinitely far.
+    """
 
     def step(
         self,
@@ -234,10 +238,13 @@ class Heun(AbstractSampler):
         *,
         key: Key[Array, ""],
     ) -> Sample:
-        """A DDIM step, then the same step again with the trapezoidal x."""
+        """A DDIM step to s, then the step with the mean of both velocities."""
         x_t = denoise(z, t)
-        x_s = denoise(ddim(schedule, z, x_t, t, s), s)
-        return ddim(schedule, z, 0.5 * (x_t + x_s), t, s)
+        z_s = ddim(schedule, z, x_t, t, s)
+        v_t = schedule.velocity(z, x_t, t)
+        v_s = schedule.velocity(z_s, denoise(z_s, s), s)
+        angle = jnp.arcsin(schedule.sin_gap(t, t - s))
+        return z - angle * 0.5 * (v_t + v_s)
 
 
 def uniform_grid(steps: int) -> np.ndarray:
