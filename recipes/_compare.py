@@ -7,19 +7,18 @@ on another network's.
 """
 
 import csv
-import os
 import time
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 
 import jax
-import matplotlib
 import numpy as np
+from _runs import at_least, file_name, whole
+from _stages import Trained
+from matplotlib.figure import Figure
 
 import mcmeqx as mc
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
 
 COLUMNS = (
     "method",
@@ -30,120 +29,147 @@ COLUMNS = (
     "samples",
     "reference",
     "seed",
+    "training_seed",
     "iterations",
-    "seconds",
+    "training_seconds",
+    "sampling_seconds",
 )
+PICTURED = 12
+_CHUNK = 4096
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table: a model, how it is sampled, and its training length."""
+    """One line of the table: a model and how it is sampled."""
 
     method: str
-    model: mc.Denoiser
+    trained: Trained
     sampler: mc.AbstractSampler
-    steps: int
-    iterations: int | str
+    grid: np.ndarray
+
+    @property
+    def steps(self) -> int:
+        """Network evaluations a sample."""
+        return len(self.grid) - 1
+
+    @property
+    def cost(self) -> tuple[str, str]:
+        """Training steps and seconds; a model that was given has no seconds."""
+        seconds = self.trained.seconds
+        return str(self.trained.iterations), "" if seconds is None else f"{seconds:.1f}"
 
 
-def teacher_rows(teacher: mc.Denoiser, steps: int, iterations: int | str) -> list[Row]:
+def teacher_rows(teacher: Trained, steps: int) -> list[Row]:
     """The teacher at 256 and at `steps` steps, with DDIM and with aDDIM."""
     samplers = (("DDIM", mc.DDIM()), ("aDDIM", mc.ADDIM()))
     return [
-        Row(f"teacher, {name}", teacher, sampler, n, iterations)
+        Row(f"teacher, {name}", teacher, sampler, mc.uniform_grid(n))
         for n in dict.fromkeys((256, steps))
         for name, sampler in samplers
     ]
 
 
-def _sampled(row: Row, run: Path, noise, labels, key) -> tuple[np.ndarray, float]:
-    name = row.method.replace(", ", "_").replace(" ", "_")
-    path = run / "samples" / f"{name}_{row.steps}.npz"
-    if path.exists():
-        stored = np.load(path)
-        return stored["x"], float(stored["seconds"])
-    begun = time.perf_counter()
-    grid = mc.uniform_grid(row.steps)
-    describe = f"{row.method}, {row.steps} steps"
-    x = mc.generate(
-        row.model,
-        row.sampler,
-        grid,
-        noise,
-        labels,
-        key=key,
-        batch_size=32,
-        describe=describe,
-    )
-    seconds = time.perf_counter() - begun
-    path.parent.mkdir(exist_ok=True)
-    part = path.with_name("part.npz")
-    np.savez(part, x=x, seconds=seconds)
-    os.replace(part, path)
-    return x, seconds
-
-
-def compare(
-    rows: list[Row], run: Path, images: mc.data.Images, *, samples: int, seed: int
-) -> Path:
-    """Write `results.csv` and `samples.png` in `run`, print both; the table's path."""
+def check_evaluation(images: mc.data.Images, samples: int, seed: int) -> None:
+    """An error, before hours are spent, if `compare` could not work."""
+    at_least(2, samples=samples)
+    at_least(0, seed=seed)
     if len(images) < 2 * samples:
         raise ValueError(
             f"{samples} samples need {2 * samples} images for the floor and the "
-            f"reference, {images.name} has {len(images)}"
+            f"reference, {images.name} has {len(images)}: ask for {len(images) // 2} "
+            "samples or fewer"
         )
-    order = np.random.default_rng([seed, 1]).permutation(len(images))
-    noise_key, sampler_key = jax.random.split(jax.random.key(seed + 1))
-    noise = jax.random.normal(noise_key, (samples, *images.shape), np.float32)
+    mc.metrics.EfficientNetLite0.load()
+
+
+def _sampled(row: Row, folder: Path, noise, labels, key) -> tuple[np.ndarray, float]:
+    path = folder / "samples" / f"{file_name(row.method)}_{row.steps}.npz"
+    if not path.exists():
+        begun = time.perf_counter()
+        x = mc.generate(
+            row.trained.model,
+            row.sampler,
+            row.grid,
+            noise,
+            labels,
+            key=key,
+            batch_size=32,
+            describe=f"{row.method}, {row.steps} steps",
+        )
+        with whole(path) as part:
+            np.savez(part, x=x, seconds=time.perf_counter() - begun)
+    with np.load(path) as stored:
+        return stored["x"], float(stored["seconds"])
+
+
+def compare(
+    rows: list[Row],
+    run: Path,
+    images: mc.data.Images,
+    training_seed: int,
+    samples: int,
+    seed: int,
+) -> Path:
+    """Write and print a table and a picture in a folder of `run`; the table's path."""
+    folder = run / f"evaluation_{samples}_samples_seed_{seed}"
+    rng = np.random.default_rng([seed, 1])
+    order = rng.permutation(len(images))
+    noise = rng.standard_normal((samples, *images.shape), np.float32)
+    sampler_key = jax.random.key(int(rng.integers(2**31)))
     held = images.take(order[:samples])
-    labels = np.asarray(held.label)
     network = mc.metrics.EfficientNetLite0.load()
-
-    def moments(x) -> mc.metrics.Moments:
-        return mc.metrics.Moments.of(mc.metrics.features(network, np.clip(x, -1, 1)))
-
-    reference = moments(np.asarray(images.take(order[samples:]).x))
+    reference = _data_moments(network, images, order[samples:])
     results, pictures = [], {}
 
-    def add(method: str, steps: int, x, iterations: int | str, seconds: float) -> None:
-        distance = mc.metrics.frechet_distance(moments(x), reference)
-        values = (method, steps, f"{distance:.2f}", images.name, network.name, samples)
-        results.append(
-            (*values, len(images) - samples, seed, iterations, f"{seconds:.1f}")
-        )
+    def add(row: Row | None, x: np.ndarray, seconds: float) -> None:
+        method = "data against data (floor)" if row is None else row.method
+        steps = 0 if row is None else row.steps
+        cost = ("", "") if row is None else row.cost
+        moments = mc.metrics.Moments.of(mc.metrics.features(network, np.clip(x, -1, 1)))
+        distance = mc.metrics.frechet_distance(moments, reference)
+        measured = (images.name, network.name, samples, len(images) - samples, seed)
+        cost = (training_seed, *cost, f"{seconds:.1f}")
+        results.append((method, steps, f"{distance:.2f}", *measured, *cost))
         print(f"{method:32} {steps:5d} steps   FD-EffLite0 {distance:8.2f}", flush=True)
 
     print(f"\n{samples} samples a row, {images.name}, seed {seed}", flush=True)
-    add("data against data (floor)", 0, np.asarray(held.x), 0, 0.0)
+    add(None, np.asarray(held.x), 0.0)
     for row in rows:
-        x, seconds = _sampled(row, run, noise, labels, sampler_key)
-        pictures[f"{row.method}\n{row.steps} steps"] = x[:12]
-        add(row.method, row.steps, x, row.iterations, seconds)
-    table, part = run / "results.csv", run / "results.csv.part"
-    with part.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(COLUMNS)
-        writer.writerows(results)
-    os.replace(part, table)
-    picture = draw(pictures, run / "samples.png", images.name)
+        x, seconds = _sampled(row, folder, noise, np.asarray(held.label), sampler_key)
+        pictures[f"{row.method}\n{row.steps} steps"] = x[:PICTURED].copy()
+        add(row, x, seconds)
+    table, picture = folder / "results.csv", folder / "samples.png"
+    with whole(table) as part, part.open("w", newline="") as file:
+        csv.writer(file).writerows([COLUMNS, *results])
+    draw(pictures, picture, images.name)
     print(f"\ntable:       {table}\npicture:     {picture}\ncheckpoints: {run}")
     return table
 
 
-def draw(pictures: dict[str, np.ndarray], path: Path, data: str) -> Path:
+def _data_moments(network, images: mc.data.Images, rows) -> mc.metrics.Moments:
+    chunks = (rows[i : i + _CHUNK] for i in range(0, len(rows), _CHUNK))
+    moments = (
+        mc.metrics.Moments.of(
+            mc.metrics.features(network, np.asarray(images.take(c).x))
+        )
+        for c in chunks
+    )
+    return reduce(mc.metrics.Moments.merge, moments)
+
+
+def draw(pictures: dict[str, np.ndarray], path: Path, data: str) -> None:
     """One row of images for each entry, from the same noise down each column."""
     columns = max(len(x) for x in pictures.values())
-    figure, axes = plt.subplots(
-        len(pictures), 1, figsize=(columns + 2.2, len(pictures) * 1.08 + 0.4)
+    figure = Figure(
+        figsize=(columns + 2.2, len(pictures) * 1.08 + 0.4), layout="constrained"
     )
-    for axis, (name, x) in zip(np.atleast_1d(axes), pictures.items(), strict=True):
+    axes = figure.subplots(len(pictures), 1, squeeze=False)[:, 0]
+    for axis, (name, x) in zip(axes, pictures.items(), strict=True):
         strip = np.concatenate(list((np.clip(x, -1, 1) + 1) / 2), axis=2)
         axis.imshow(strip.transpose(1, 2, 0), interpolation="nearest")
         axis.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
         axis.set_xticks([])
         axis.set_yticks([])
     figure.suptitle(f"{data}: one noise and class down each column", fontsize=10)
-    figure.tight_layout()
-    figure.savefig(path, dpi=100)
-    plt.close(figure)
-    return path
+    with whole(path) as part:
+        figure.savefig(part, dpi=100, bbox_inches="tight")

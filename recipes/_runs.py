@@ -1,24 +1,41 @@
-"""A run's folder belongs to one configuration."""
+"""A run's folder belongs to one recipe and configuration; files are written whole."""
 
 import json
-from dataclasses import asdict
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 
-def claim(out: Path, config: Any) -> Path:
-    """The run folder `out`, with the config.json of this dataclass less its `out`.
+def fill(options: Any, **defaults: Any) -> Any:
+    """The dataclass with each of the named fields that is None at its default."""
+    empty = {k: v for k, v in defaults.items() if getattr(options, k) is None}
+    return replace(options, **empty)
 
-    Raises ValueError if the folder is another run's, naming the field that differs, or
-    holds files that are no run's.
+
+def at_least(least: int, **values: int) -> None:
+    """ValueError that names the first of the values that is below `least`."""
+    for name, value in values.items():
+        if value < least:
+            raise ValueError(f"{name} is {least} or more, got {value}")
+
+
+def claim(out: Path, recipe: str, config: Any, *apart: str, **more: Any) -> Path:
+    """The run folder `out`, with the config.json of this recipe and dataclass.
+
+    The fields `out` and `apart` may differ from one call to the next; `more` is kept
+    beside the fields. Raises ValueError if the folder is another run's, naming the
+    option that differs, or holds files that are no run's.
     """
-    wanted = asdict(config)
-    wanted.pop("out", None)
-    wanted = json.loads(json.dumps(wanted, default=str))
+    fields = {k: v for k, v in asdict(config).items() if k not in ("out", *apart)}
+    wanted = _flat(json.loads(json.dumps(fields | more, default=str)))
+    wanted = {"recipe": recipe} | wanted
     path = out / "config.json"
     if path.exists():
         found = json.loads(path.read_text())
-        for name in sorted(wanted | found):
+        for name in wanted | found:
             if found.get(name, "nothing") != wanted.get(name, "nothing"):
                 raise ValueError(
                     f"{out} holds a run with {name}={found.get(name)}, and "
@@ -31,8 +48,29 @@ def claim(out: Path, config: Any) -> Path:
             "give another --out"
         )
     out.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(wanted, indent=1) + "\n")
-    part.replace(path)
+    with whole(path) as part:
+        part.write_text(json.dumps(wanted, indent=1) + "\n")
     print(f"run folder: {out}", flush=True)
     return out
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for name, value in tree.items():
+        inner = isinstance(value, dict)
+        flat |= _flat(value, f"{prefix}{name}.") if inner else {prefix + name: value}
+    return flat
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A path to write to, which becomes `path` if nothing fails meanwhile."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"part_{path.name}")
+    yield part
+    part.replace(path)
+
+
+def file_name(text: str) -> str:
+    """The text with all but letters and digits made underscores."""
+    return re.sub(r"[^A-Za-z0-9]+", "_", text).strip("_")

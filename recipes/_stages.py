@@ -1,11 +1,14 @@
 """What the ImageNet 64x64 recipes share: presets, data, training stages."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
 import optax
+from _runs import at_least
 
 import mcmeqx as mc
 
@@ -18,6 +21,7 @@ class Preset:
     network: mc.nets.UViTConfig
     schedule: mc.AbstractNoiseSchedule
     batch_size: int
+    teacher: str
     teacher_iterations: int
     teacher_learning_rate: float
     iterations: int
@@ -33,6 +37,7 @@ IMAGENET = Preset(
     mc.nets.imagenet64_small,
     mc.Shifted(64, low=32, high=64),
     batch_size=2048,
+    teacher="scratch",
     teacher_iterations=700_000,
     teacher_learning_rate=1e-4,
     iterations=200_000,
@@ -45,39 +50,65 @@ DEMO = Preset(
     "emoji-demo",
     mc.nets.demo64,
     mc.Cosine(),
-    batch_size=32,
-    teacher_iterations=400,
-    teacher_learning_rate=1e-3,
-    iterations=250,
-    learning_rate=3e-4,
-    ema_decay=0.98,
-    anneal=(64.0, 1280.0, 200),
+    batch_size=16,
+    teacher="embedded",
+    teacher_iterations=600,
+    teacher_learning_rate=2e-3,
+    iterations=500,
+    learning_rate=5e-4,
+    ema_decay=0.99,
+    anneal=(64.0, 1280.0, 400),
     samples=96,
 )
 
 
-def load(data_dir: Path | None, emoji64_dir: Path | None = None) -> Any:
-    """The preset and images of a job; prints which data it runs on."""
+def load(
+    data_dir: Path | None, emoji64_dir: Path | None = None
+) -> tuple[Preset, mc.data.Images]:
+    """The preset and images of a job; first prints which data it runs on."""
+    if data_dir is not None and emoji64_dir is not None:
+        raise ValueError("give --data-dir or --emoji64-dir, not both")
     if data_dir is not None:
         return IMAGENET, mc.data.imagenet64(data_dir)
-    if emoji64_dir is not None:
-        images, what = mc.data.emoji64(emoji64_dir), "emoji of five vendors"
-    else:
-        images, what = mc.data.openmoji(), "OpenMoji emoji"
+    what = "OpenMoji emoji" if emoji64_dir is None else "emoji of five vendors"
     line = "=" * 78
     print(
-        f"{line}\nDEMO, NOT IMAGENET: {len(images)} {what} at 64x64, "
-        f"{len(images.classes)} classes, a small UViT.\n"
+        f"{line}\nDEMO, NOT IMAGENET: {what} at 64x64 and a small UViT.\n"
         f"Give --data-dir to train on ImageNet 64x64 as the paper does.\n{line}",
         flush=True,
     )
+    images = (
+        mc.data.openmoji()
+        if emoji64_dir is None
+        else mc.data.emoji64(emoji64_dir, split="train")
+    )
+    print(f"{len(images)} images, {len(images.classes)} classes", flush=True)
     return DEMO, images
 
 
-def new_denoiser(preset: Preset, seed: int) -> mc.Denoiser:
+def denoiser_shapes(preset: Preset) -> mc.Denoiser:
+    """The preset's denoiser with shapes for arrays: what `load_model` compares with."""
+    return eqx.filter_eval_shape(new_denoiser, preset, jax.random.key(0))
+
+
+def new_denoiser(preset: Preset, key: jax.Array) -> mc.Denoiser:
     """A fresh denoiser of the preset's network and schedule."""
-    network = preset.network.build(key=jax.random.key(seed))
-    return mc.Denoiser(network, preset.schedule)
+    return mc.Denoiser(preset.network.build(key=key), preset.schedule)
+
+
+def check_training(batch_size: int, seed: int, **iterations: int) -> None:
+    """ValueError, before anything is written, for what training would stumble over."""
+    at_least(1, batch_size=batch_size, **iterations)
+    at_least(0, seed=seed)
+    mc.check_batch_size(batch_size)
+
+
+class Trained(NamedTuple):
+    """A model and what it cost."""
+
+    model: mc.Denoiser
+    iterations: int | str
+    seconds: float | None
 
 
 def train(
@@ -92,29 +123,33 @@ def train(
     learning_rate: float,
     ema_decay: float,
     seed: int,
-) -> mc.Denoiser:
+    key: jax.Array,
+) -> Trained:
     """The EMA after `iterations` steps; resumes, or loads what is done.
 
     Writes `<name>.eqx`, checkpoints in `<name>/` and metrics in `<name>.jsonl`.
     """
-    done = run / f"{name}.eqx"
-    if done.exists():
-        return mc.load_model(done, model)
-    rate = optax.warmup_cosine_decay_schedule(
-        0.0, learning_rate, max(1, iterations // 20), iterations, 0.05 * learning_rate
-    )
-    adam = optax.adam(rate, b1=0.9, b2=0.99, eps=1e-12)
-    optimizer = optax.chain(optax.clip_by_global_norm(1.0), adam)
-    learner = mc.Learner(loss, optimizer, ema_decay)
-    checkpoints = mc.Checkpoints(run / name, every=max(1, iterations // 10))
-    state = checkpoints.restore(learner.init(model, key=jax.random.key(seed)))
-    start = int(state.step)
-    callbacks = (
-        mc.ProgressBar(name, steps=iterations, start=start, batch_size=batch_size),
-        mc.JsonLines(run / f"{name}.jsonl", every=10),
-        checkpoints,
-    )
-    stream = mc.data.batches(images, batch_size=batch_size, seed=seed, start=start)
-    state = mc.fit(learner, state, stream, steps=iterations, callbacks=callbacks)
-    mc.save_model(done, state.ema)
-    return mc.load_model(done, model)
+    done, log = run / f"{name}.eqx", run / f"{name}.jsonl"
+    if not done.exists():
+        warmup = min(iterations // 20, iterations - 1)
+        rate = optax.warmup_cosine_decay_schedule(
+            0.0, learning_rate, warmup, iterations, 0.05 * learning_rate
+        )
+        adam = optax.adam(rate, b1=0.9, b2=0.99, eps=1e-12)
+        optimizer = optax.chain(optax.clip_by_global_norm(1.0), adam)
+        learner = mc.Learner(loss, optimizer, ema_decay)
+        checkpoints = mc.Checkpoints(run / name, every=min(1000, -(-iterations // 10)))
+        state = checkpoints.restore(learner.init(model, key=key))
+        start = int(state.step)
+        span: Any = {"steps": iterations, "start": start}
+        callbacks = (
+            mc.ProgressBar(name, batch_size=batch_size, **span),
+            mc.JsonLines(log, every=10, **span),
+            checkpoints,
+        )
+        stream = mc.data.batches(images, batch_size=batch_size, seed=seed, start=start)
+        state = mc.fit(learner, state, stream, steps=iterations, callbacks=callbacks)
+        mc.save_model(done, state.ema)
+    lines = log.read_text().splitlines() if log.exists() else []
+    seconds = json.loads(lines[-1])["seconds"] if lines else None
+    return Trained(mc.load_model(done, model), iterations, seconds)

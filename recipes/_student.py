@@ -1,20 +1,25 @@
 """Options and stages that distillation and consistency training have in common."""
 
+import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from _compare import Row, compare, teacher_rows
-from _runs import claim
-from _stages import load, new_denoiser, train
+import jax
+from _compare import Row, check_evaluation, compare, teacher_rows
+from _runs import claim, fill
+from _stages import (
+    Preset,
+    Trained,
+    check_training,
+    denoiser_shapes,
+    load,
+    new_denoiser,
+    train,
+)
 
 import mcmeqx as mc
-
-WEIGHTINGS = {
-    "snr_plus_one": mc.snr_plus_one,
-    "sqrt_snr_plus_one": mc.sqrt_snr_plus_one,
-}
 
 
 @dataclass(frozen=True)
@@ -37,7 +42,7 @@ class Training:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How results are measured."""
+    """How results are measured; a finished run can be measured again."""
 
     samples: int | None = None
     """Samples a row of the table; None takes the preset's."""
@@ -53,8 +58,9 @@ class Config:
     """Segments of the student: its network evaluations per sample (1, 2, 4, ...)."""
     data_dir: Path | None = None
     """Folder of ImageNet 64x64; without it the run is a demo on emoji."""
-    teacher: str = "scratch"
-    """`scratch` trains a teacher in the run folder; or a `teacher.eqx` file."""
+    teacher: str | None = None
+    """`embedded` is the package's emoji teacher, the demo's default; `scratch`, the
+    default on ImageNet, trains one in the run folder; or the path of a teacher.eqx."""
     out: Path | None = None
     """Run folder; None is runs/<recipe>_<data>_<steps>. The same command resumes it."""
     seed: int = 0
@@ -63,57 +69,89 @@ class Config:
     evaluation: Evaluation = field(default_factory=Evaluation)
 
 
+def _filled(config: Config, preset: Preset, kind: str) -> Any:
+    names = ("teacher_iterations", "iterations", "batch_size", "learning_rate")
+    defaults = {name: getattr(preset, name) for name in names}
+    out = Path("runs") / f"{kind}_{preset.name}_{config.steps}"
+    return replace(
+        fill(config, teacher=preset.teacher, out=out),
+        training=fill(config.training, **defaults),
+        evaluation=fill(config.evaluation, samples=preset.samples),
+    )
+
+
+def _given_teacher(name: str, preset: Preset) -> tuple[Trained | None, str | None]:
+    """A teacher that need not be trained, and the hash of its file."""
+    if name == "scratch":
+        return None, None
+    if name == "embedded" and preset.teacher != "embedded":
+        raise ValueError(
+            "--teacher embedded is the demo's emoji teacher; with --data-dir give "
+            "`scratch` or the path of a teacher.eqx"
+        )
+    path = mc.EMOJI_TEACHER if name == "embedded" else Path(name)
+    model = mc.load_model(path, denoiser_shapes(preset))
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    return Trained(model, name, None), sha256
+
+
 def run_student(
     kind: str, config: Config, make_teacher: Callable[[mc.Denoiser], mc.AbstractTeacher]
 ) -> Path:
     """Teacher, student, table and picture; every finished stage is kept."""
     segments = mc.Segments(config.steps)
     preset, images = load(config.data_dir)
-    options = config.training
-    iterations = options.iterations or preset.iterations
-    teacher_iterations = options.teacher_iterations or preset.teacher_iterations
-    batch_size = options.batch_size or preset.batch_size
-    fresh = new_denoiser(preset, config.seed)
-    given = config.teacher != "scratch"
-    teacher = mc.load_model(Path(config.teacher), fresh) if given else None
-    out = config.out or Path("runs") / f"{kind}_{preset.name}_{config.steps}"
-    run = claim(out, config)
+    plan = _filled(config, preset, kind)
+    options, evaluation = plan.training, plan.evaluation
+    check_training(
+        options.batch_size,
+        plan.seed,
+        iterations=options.iterations,
+        teacher_iterations=options.teacher_iterations,
+    )
+    check_evaluation(images, evaluation.samples, evaluation.seed)
+    teacher, sha256 = _given_teacher(plan.teacher, preset)
+    run = claim(plan.out, kind, plan, "evaluation", teacher_sha256=sha256)
+
+    network_key, teacher_key, student_key = jax.random.split(
+        jax.random.key(plan.seed), 3
+    )
+    shared = {"batch_size": options.batch_size, "ema_decay": preset.ema_decay}
     if teacher is None:
         teacher = train(
             "teacher",
             run,
             mc.DiffusionLoss(),
-            fresh,
+            new_denoiser(preset, network_key),
             images,
-            iterations=teacher_iterations,
-            batch_size=batch_size,
+            iterations=options.teacher_iterations,
             learning_rate=preset.teacher_learning_rate,
-            ema_decay=preset.ema_decay,
-            seed=config.seed,
+            seed=plan.seed,
+            key=teacher_key,
+            **shared,
         )
     start, stop, over = preset.anneal
     loss = mc.MultistepConsistencyLoss(
-        make_teacher(teacher),
+        make_teacher(teacher.model),
         segments,
-        mc.annealed_steps(start, stop, min(over, iterations)),
-        WEIGHTINGS[options.weighting],
+        mc.annealed_steps(start, stop, min(over, options.iterations)),
+        getattr(mc, options.weighting),
         options.distance,
     )
     student = train(
         "student",
         run,
         loss,
-        teacher,
+        teacher.model,
         images,
-        iterations=iterations,
-        batch_size=batch_size,
-        learning_rate=options.learning_rate or preset.learning_rate,
-        ema_decay=preset.ema_decay,
-        seed=config.seed + 1,
+        iterations=options.iterations,
+        learning_rate=options.learning_rate,
+        seed=plan.seed + 1,
+        key=student_key,
+        **shared,
     )
     rows = [
-        Row(f"student ({kind}), DDIM", student, mc.DDIM(), config.steps, iterations),
-        *teacher_rows(teacher, config.steps, "given" if given else teacher_iterations),
+        *teacher_rows(teacher, plan.steps),
+        Row(f"student ({kind}), DDIM", student, mc.DDIM(), segments.grid()),
     ]
-    samples = config.evaluation.samples or preset.samples
-    return compare(rows, run, images, samples=samples, seed=config.evaluation.seed)
+    return compare(rows, run, images, plan.seed, evaluation.samples, evaluation.seed)

@@ -15,8 +15,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from mcmeqx import AbstractNoiseSchedule, Denoiser, x_prediction
-from mcmeqx._types import Example, Label, Sample, Scalar
+from mcmeqx import (
+    AbstractNoiseSchedule,
+    Denoiser,
+    Example,
+    Label,
+    Sample,
+    Scalar,
+    x_prediction,
+)
 from mcmeqx.nets import AbstractNetwork
 
 

@@ -7,7 +7,6 @@ consulted again; the table compares the two. Without --data-dir this is a demo o
 64x64 OpenMoji emoji with a small UViT.
 """
 
-import tyro
 from _student import Config, run_student
 
 import mcmeqx as mc
@@ -19,4 +18,6 @@ def main(config: Config):
 
 
 if __name__ == "__main__":
+    import tyro
+
     main(tyro.cli(Config, description=__doc__))

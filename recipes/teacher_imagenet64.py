@@ -10,9 +10,9 @@ Without --data-dir it trains the demo's small UViT on emoji. The result,
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
-from _runs import claim
-from _stages import load, new_denoiser, train
+import jax
+from _runs import claim, fill
+from _stages import check_training, load, new_denoiser, train
 
 import mcmeqx as mc
 
@@ -43,22 +43,34 @@ class Config:
 def main(config: Config) -> Path:
     """Train, or resume, and return the model file."""
     preset, images = load(config.data_dir, config.emoji64_dir)
-    run = claim(config.out, config)
+    plan = fill(
+        config,
+        iterations=preset.teacher_iterations,
+        batch_size=preset.batch_size,
+        learning_rate=preset.teacher_learning_rate,
+        ema_decay=preset.ema_decay,
+    )
+    check_training(plan.batch_size, plan.seed, iterations=plan.iterations)
+    run = claim(plan.out, "teacher", plan)
+    network_key, key = jax.random.split(jax.random.key(plan.seed))
     train(
         "teacher",
         run,
         mc.DiffusionLoss(),
-        new_denoiser(preset, config.seed),
+        new_denoiser(preset, network_key),
         images,
-        iterations=config.iterations or preset.teacher_iterations,
-        batch_size=config.batch_size or preset.batch_size,
-        learning_rate=config.learning_rate or preset.teacher_learning_rate,
-        ema_decay=preset.ema_decay if config.ema_decay is None else config.ema_decay,
-        seed=config.seed,
+        iterations=plan.iterations,
+        batch_size=plan.batch_size,
+        learning_rate=plan.learning_rate,
+        ema_decay=plan.ema_decay,
+        seed=plan.seed,
+        key=key,
     )
     print(f"teacher: {run / 'teacher.eqx'}")
     return run / "teacher.eqx"
 
 
 if __name__ == "__main__":
+    import tyro
+
     main(tyro.cli(Config, description=__doc__))

@@ -8,23 +8,22 @@ Students, seed 0, on two CPU cores: 0.0437 in 1, 0.0283 in 2, 0.0236 in 4 step(s
 """
 
 import csv
-import time
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
-import equinox as eqx
 import jax
 import numpy as np
 import optax
-from _runs import claim
+from _runs import at_least, claim, whole
 from _toy_data import Mixture, exact_denoiser, pair, ring
 from _toy_plots import plot_ring, plot_trajectories
 
-import mcmeqx as mcm
+import mcmeqx as mc
 from mcmeqx.metrics import sliced_wasserstein
 from mcmeqx.nets import MLPConfig
 
-SCHEDULE = mcm.Cosine()
+SCHEDULE = mc.Cosine()
 COLUMNS = ("method", "steps", "distance", "samples", "seed", "iterations", "seconds")
 
 
@@ -62,33 +61,37 @@ class Config:
 
 def train(
     config: Config, mixture: Mixture, student_steps: int, path: Path
-) -> tuple[mcm.Denoiser, float]:
+) -> tuple[mc.Denoiser, float]:
     """A student's averaged weights and its training seconds, from `path` if there."""
     size = mixture.means.shape[1]
     network_key, train_key = jax.random.split(jax.random.key(config.seed))
     network = MLPConfig(size, config.width, config.depth).build(key=network_key)
-    student = mcm.Denoiser(network, SCHEDULE)
-    if path.exists():
-        return eqx.tree_deserialise_leaves(path, (student, 0.0))
-    start = time.perf_counter()
-    over = max(1, 2 * config.iterations // 3)
-    loss = mcm.MultistepConsistencyLoss(
-        mcm.DistillationTeacher(exact_denoiser(mixture, SCHEDULE), x_var_fraction=0.0),
-        mcm.Segments(student_steps),
-        mcm.annealed_steps(*config.teacher_steps, over=over),
-        mcm.snr_plus_one,
-        mcm.PseudoHuber(config.huber_eps),
-    )
-    rate = optax.cosine_decay_schedule(config.learning_rate, config.iterations)
-    learner = mcm.Learner(loss, optax.adam(rate), config.ema_decay)
-    batches = mixture.batches(config.batch_size, config.seed)
-    state = learner.init(student, key=train_key)
-    state = mcm.fit(learner, state, batches, steps=config.iterations)
-    seconds = time.perf_counter() - start
-    partial = path.with_suffix(".partial.eqx")
-    eqx.tree_serialise_leaves(partial, (state.ema, seconds))
-    partial.replace(path)
-    return state.ema, seconds
+    student, log = mc.Denoiser(network, SCHEDULE), path.with_suffix(".jsonl")
+    if not path.exists():
+        over = max(1, 2 * config.iterations // 3)
+        teacher = exact_denoiser(mixture, SCHEDULE)
+        loss = mc.MultistepConsistencyLoss(
+            mc.DistillationTeacher(teacher, x_var_fraction=0.0),
+            mc.Segments(student_steps),
+            mc.annealed_steps(*config.teacher_steps, over=over),
+            mc.snr_plus_one,
+            mc.PseudoHuber(config.huber_eps),
+        )
+        rate = optax.cosine_decay_schedule(config.learning_rate, config.iterations)
+        learner = mc.Learner(loss, optax.adam(rate), config.ema_decay)
+        steps = config.iterations
+        callbacks = (
+            mc.ProgressBar(
+                path.stem, steps=steps, start=0, batch_size=config.batch_size
+            ),
+            mc.JsonLines(log, every=100, steps=steps),
+        )
+        batches = mixture.batches(config.batch_size, config.seed)
+        state = learner.init(student, key=train_key)
+        state = mc.fit(learner, state, batches, steps=steps, callbacks=callbacks)
+        mc.save_model(path, state.ema)
+    seconds = json.loads(log.read_text().splitlines()[-1])["seconds"]
+    return mc.load_model(path, student), seconds
 
 
 def run_pair(config: Config, folder: Path) -> None:
@@ -117,9 +120,9 @@ def run_ring(config: Config, folder: Path) -> list[tuple]:
         run = (config.samples, config.seed, iterations, f"{seconds:.1f}")
         rows.append((method, steps, f"{distance:.4f}", *run))
 
-    def sampled(method: str, model: mcm.Denoiser, steps: int) -> np.ndarray:
-        ts = mcm.uniform_grid(steps)
-        x = mcm.generate(model, mcm.DDIM(), ts, noise, key=key, batch_size=len(noise))
+    def sampled(method: str, model: mc.Denoiser, steps: int) -> np.ndarray:
+        ts = mc.uniform_grid(steps)
+        x = mc.generate(model, mc.DDIM(), ts, noise, key=key, batch_size=len(noise))
         points[method][steps] = x
         return x
 
@@ -137,14 +140,16 @@ def run_ring(config: Config, folder: Path) -> list[tuple]:
 
 def main(config: Config) -> None:
     """Runs both experiments, or only prints the table of a run that is finished."""
-    folder = claim(config.out, config)
+    at_least(1, iterations=config.iterations, samples=config.samples)
+    at_least(0, seed=config.seed)
+    mc.check_batch_size(config.batch_size)
+    folder = claim(config.out, "toy", config)
     table = folder / "ring.csv"
     if not table.exists():
         run_pair(config, folder)
         rows = run_ring(config, folder)
-        with open(table.with_suffix(".partial"), "w", newline="") as file:
+        with whole(table) as part, part.open("w", newline="") as file:
             csv.writer(file).writerows([COLUMNS, *rows])
-        table.with_suffix(".partial").replace(table)
     for row in csv.reader(table.read_text().splitlines()):
         print("{:14} {:>6} {:>9} {:>8} {:>5} {:>11} {:>8}".format(*row))
 

@@ -7,6 +7,7 @@ exact multistep student predicts the v whose one DDIM step ends where the flow e
 
 import math
 
+import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 
@@ -38,6 +39,12 @@ def theta(schedule, t):
     low, high, side = schedule.low, schedule.high, schedule.image_resolution
     stretch = (side / low) ** (1 - t) * (side / high) ** t
     return np.arctan2(stretch * np.sin(angle), np.cos(angle))
+
+
+def time_of(logsnr, schedule: Cosine):
+    """t of a float32 logsnr of a cosine schedule, in float64, traceable."""
+    start, slope = cosine_line(schedule)
+    return (jnp.arctan(jnp.exp(-0.5 * logsnr.astype(jnp.float64))) - start) / slope
 
 
 def alpha_sigma(schedule, t):
@@ -72,6 +79,18 @@ def gaussian_x_var(var):
     return x_var
 
 
+class GaussianModel(eqx.Module):
+    """The optimal denoiser of N(label, var) as a model; a key changes nothing."""
+
+    schedule: Cosine
+    var: float
+
+    def __call__(self, z, t, label=None, *, key=None):
+        mean = jnp.asarray(0 if label is None else label, z.dtype)
+        denoise = gaussian_denoiser(self.schedule, self.var)
+        return mean + denoise(z - self.schedule.alpha(t) * mean, t)
+
+
 class GaussianNetwork(AbstractNetwork):
     """The optimal v for data of the variance `var`; it refuses dropout."""
 
@@ -99,8 +118,8 @@ class StudentNetwork(AbstractNetwork):
 
     def __call__(self, z, logsnr, label=None, *, key=None):
         start, slope = cosine_line(self.schedule)
-        angle = jnp.arctan(jnp.exp(-0.5 * logsnr.astype(jnp.float64)))
-        t = (angle - start) / slope
+        t = time_of(logsnr, self.schedule)
+        angle = start + slope * t
         r = jnp.maximum(jnp.ceil(self.steps * t - 2e-4) - 1, 0) / self.steps
         angle_r = start + slope * r
         gap = jnp.maximum(angle - angle_r, 1e-9)

@@ -18,6 +18,7 @@ LAYERS = (
     {"_sharding"},
     {"_train"},
     {"_checkpoint", "_callbacks"},
+    {"_embedded"},
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 OWN_FOLDER = {"data", "metrics"}

@@ -1,3 +1,4 @@
+import functools
 import math
 
 import equinox as eqx
@@ -5,10 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracles import alpha_sigma, theta
+from oracles import SCHEDULES, alpha_sigma, theta
 
 from mcmeqx import Cosine, Denoiser, eps_prediction, v_prediction, x_prediction
 from mcmeqx.nets import (
+    AbstractNetwork,
     MLPConfig,
     Stage,
     UViTConfig,
@@ -19,6 +21,7 @@ from mcmeqx.nets import (
     imagenet128_small,
     noise_level_features,
 )
+from mcmeqx.nets._network import Embedding
 
 KEY = jax.random.key(0)
 STAGES = (Stage("resnet", 8, 1, 0.3), Stage("transformer", 16, 2, 0.3))
@@ -36,15 +39,25 @@ networks = pytest.mark.parametrize(
 )
 
 
-def awake(network, key=KEY):
-    """The network with every parameter moved off its start, the zero layers too."""
-    leaves, tree = jax.tree.flatten(network)
-    keys = jax.random.split(key, len(leaves))
-    noisy = [
-        a + 0.1 * jax.random.normal(k, a.shape, a.dtype) if eqx.is_array(a) else a
-        for a, k in zip(leaves, keys, strict=True)
-    ]
-    return jax.tree.unflatten(tree, noisy)
+@functools.cache
+def built(config):
+    """A fresh network, and it with every parameter off its start: the zeros too."""
+    # Eager, or with the default generator, compiling the draws takes most of the time.
+    network = eqx.filter_jit(lambda key: config.build(key=key))(
+        jax.random.key(0, impl="rbg")
+    )
+    rng = np.random.default_rng(0)
+    moved = jax.tree.map(
+        lambda a: a + 0.1 * rng.normal(size=a.shape).astype("f4"),
+        jax.tree.map(np.asarray, eqx.filter(network, eqx.is_array)),
+    )
+    moved = jax.tree.map(jnp.asarray, moved)
+    return network, eqx.combine(moved, network)
+
+
+@eqx.filter_jit
+def call(network, z, logsnr, label=None, key=None):
+    return network(z, logsnr, label, key=key)
 
 
 def inputs(config, shape):
@@ -53,60 +66,75 @@ def inputs(config, shape):
     return z, jnp.float32(0.3), label
 
 
+def stage_of_kind(kind):
+    """A stage of any kind, past the checks that run under pytest alone."""
+    stage = Stage("resnet", 8, 1)
+    object.__setattr__(stage, "kind", kind)
+    return stage
+
+
 @networks
 def test_output_has_the_shape_and_dtype_of_z_and_starts_at_zero(config, shape):
-    network = config.build(key=KEY)
+    network, _ = built(config)
     assert all(
         a.dtype == jnp.float32 for a in jax.tree.leaves(network) if eqx.is_array(a)
     )
-    out = network(*inputs(config, shape))
+    out = call(network, *inputs(config, shape))
     assert (out.shape, out.dtype) == (shape, jnp.float32)
     np.testing.assert_array_equal(out, 0.0)
 
 
 @networks
-def test_one_compilation_serves_all_noise_levels(config, shape):
-    network, traces = awake(config.build(key=KEY)), []
-
-    @jax.jit
-    def call(z, logsnr, label):
-        traces.append(1)
-        return network(z, logsnr, label)
-
+def test_a_traced_noise_level_changes_the_output_and_keeps_it_finite(config, shape):
+    _, network = built(config)
     z, _, label = inputs(config, shape)
-    out = [call(z, jnp.float32(level), label) for level in (-15.0, 0.0, 15.0)]
-    assert len(traces) == 1
+    out = [call(network, z, jnp.float32(level), label) for level in (-15.0, 0.0, 15.0)]
     assert np.all(np.isfinite(out))
     assert np.abs(out[0] - out[1]).max() > 1e-4
+    assert np.abs(out[1] - out[2]).max() > 1e-4
 
 
 @networks
 def test_a_label_is_asked_for_exactly_when_there_are_classes(config, shape):
-    network = config.build(key=KEY)
+    network, _ = built(config)
     z, logsnr, label = inputs(config, shape)
     wrong = jnp.int32(0) if label is None else None
     with pytest.raises(ValueError, match="label"):
         network(z, logsnr, wrong)
 
 
-@networks
-def test_classes_change_the_output(config, shape):
-    if config.classes is None:
-        return
-    network = awake(config.build(key=KEY))
-    z, logsnr, _ = inputs(config, shape)
-    out = [network(z, logsnr, jnp.int32(i)) for i in (0, 1, 0)]
-    np.testing.assert_array_equal(out[0], out[2])
-    assert np.abs(out[0] - out[1]).max() > 1e-4
+@pytest.mark.parametrize(
+    ("config", "shape"), [NETWORKS[i] for i in (1, 3, 4)], ids=["mlp", "uvit", "turned"]
+)
+def test_every_path_of_the_conditioning_has_a_gradient(config, shape):
+    _, network = built(config)
+    weights = jax.random.normal(jax.random.key(2), shape, jnp.float32)
+
+    @eqx.filter_jit
+    @eqx.filter_grad
+    def gradient(network, arguments):
+        return jnp.sum(weights * network(*arguments))
+
+    found = gradient(network, inputs(config, shape))
+    for path, leaf in jax.tree.leaves_with_path(found):
+        name = jax.tree_util.keystr(path)
+        if any(part in name for part in ("norm_skip", "position", "film", "qkv")):
+            assert np.abs(leaf).max() > 1e-2, name
+    if config.classes is not None:
+        largest = np.abs(found.embed.classes).max(1)
+        assert largest[1] > 1e-2
+        np.testing.assert_array_equal(np.delete(largest, 1), 0.0)
 
 
 @networks
 def test_dropout_acts_only_with_a_key(config, shape):
-    network, arguments = awake(config.build(key=KEY)), inputs(config, shape)
-    call = jax.jit(lambda key: network(*arguments, key=key))
-    plain = network(*arguments)
-    np.testing.assert_array_equal(plain, network(*arguments))
-    first, again, other = (call(jax.random.key(i)) for i in (0, 0, 1))
+    _, network = built(config)
+    arguments = inputs(config, shape)
+    plain = call(network, *arguments)
+    np.testing.assert_array_equal(plain, call(network, *arguments))
+    first, again, other = (
+        call(network, *arguments, key=jax.random.key(i)) for i in (0, 0, 1)
+    )
     np.testing.assert_array_equal(first, again)
     if isinstance(config, UViTConfig):
         assert np.abs(first - other).max() > 1e-5
@@ -127,13 +155,13 @@ def test_parameter_counts_are_those_of_the_paper(config, stated):
     assert count_parameters(config) == pytest.approx(stated, rel=0.01)
 
 
-def readout_error(student_steps: int, **options) -> float:
+def readout_error(student_steps: int, width: int, **options) -> float:
     """RMS residual of a ridge readout of the exact student's v on 1280 steps."""
     schedule, step = Cosine(), np.arange(1, 1281)
     t, r = step / 1280, ((step - 1) * student_steps // 1280) / student_steps
     wanted = -np.tan((theta(schedule, t) - theta(schedule, r)) / 2)
     logsnr = jax.vmap(schedule.logsnr)(t).astype(jnp.float32)
-    features = jax.vmap(lambda a: noise_level_features(a, 1024, **options))(logsnr)
+    features = jax.vmap(lambda a: noise_level_features(a, width, **options))(logsnr)
     design = np.column_stack([np.asarray(features, np.float64), np.ones(1280)])
     gram = design.T @ design + 1e-6 * np.eye(design.shape[1])
     readout = np.linalg.solve(gram, design.T @ wanted)
@@ -141,9 +169,25 @@ def readout_error(student_steps: int, **options) -> float:
 
 
 @pytest.mark.parametrize("student_steps", [2, 4, 8])
-def test_features_resolve_the_jumps_of_a_multistep_student(student_steps):
-    smooth = readout_error(student_steps, max_frequency=4.0)
-    assert readout_error(student_steps) < smooth / 4
+@pytest.mark.parametrize(
+    ("width", "share"), [(64, 0.6), (128, 0.6), (256, 0.6), (1024, 0.25)]
+)
+def test_features_resolve_the_jumps_of_a_multistep_student(width, share, student_steps):
+    smooth = readout_error(student_steps, width, max_frequency=4.0)
+    assert readout_error(student_steps, width) < share * smooth
+
+
+@pytest.mark.parametrize("width", [64, 128, 1024])
+def test_an_embedding_tells_a_border_from_the_next_time(width):
+    embed = eqx.filter_jit(lambda key: Embedding(width, None, key=key))(KEY)
+    assert embed.project.weight.shape == (width, min(width, 256))
+    border = np.array([0.25, 0.5, 0.75])
+    at, after = (
+        jax.vmap(lambda t: embed(Cosine().logsnr(t), None))(t.astype("f4"))
+        for t in (border, border + 1 / 1280)
+    )
+    change = np.linalg.norm(after - at, axis=1) / np.linalg.norm(at, axis=1)
+    assert change.min() > 0.1
 
 
 def test_features_are_finite_and_of_u_equal_to_t():
@@ -166,16 +210,50 @@ def test_every_parameterisation_gives_back_x(t):
         np.testing.assert_allclose(to_x(schedule, z, out, t), x, atol=1e-10)
 
 
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
+@pytest.mark.parametrize("t", [0.0, 1.0])
+def test_v_prediction_keeps_its_digits_in_float32_at_both_ends(schedule, t):
+    z, v = np.random.default_rng(0).normal(size=(2, 6)).astype("f4")
+    alpha, sigma = alpha_sigma(schedule, t)
+    x = v_prediction(schedule, jnp.asarray(z), jnp.asarray(v), jnp.float32(t))
+    np.testing.assert_allclose(x, alpha * z - sigma * v, atol=1e-6)
+
+
 @pytest.mark.usefixtures("as_users_run")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_denoiser_computes_in_its_own_precision_and_answers_in_that_of_z(dtype):
     config, shape = NETWORKS[2]
-    network = awake(config.build(key=KEY))
+    _, network = built(config)
     z, *_ = inputs(config, shape)
-    exact = Denoiser(network, Cosine())(z, 0.5)
-    out = Denoiser(network, Cosine(), dtype=jnp.dtype(dtype))(z, 0.5)
+    alpha, sigma = alpha_sigma(Cosine(), 0.5)
+    out = call(network, z, jnp.float32(Cosine().logsnr(0.5)))
+    exact = alpha * np.asarray(z) - sigma * np.asarray(out)
+    model = Denoiser(network, Cosine(), dtype=jnp.dtype(dtype))
+    out = eqx.filter_jit(model)(z, jnp.float32(0.5))
     assert out.dtype == jnp.float32
-    np.testing.assert_allclose(out, exact, atol=0.1 if dtype == "bfloat16" else 1e-6)
+    np.testing.assert_allclose(out, exact, atol=0.1 if dtype == "bfloat16" else 1e-5)
+
+
+def test_a_denoiser_hands_label_and_key_to_a_network_in_its_own_precision():
+    calls = []
+
+    class Probe(AbstractNetwork):
+        weight: jax.Array
+
+        def __call__(self, z, logsnr, label=None, *, key=None):
+            calls.append((z.dtype, logsnr.dtype, self.weight.dtype, label, key))
+            return z
+
+    network, dtype = Probe(jnp.ones((), jnp.float32)), jnp.dtype("bfloat16")
+    label = jnp.int32(3)
+    x = Denoiser(network, Cosine(), x_prediction, dtype)(
+        jnp.ones(2, jnp.float32), jnp.float32(0.5), label, key=KEY
+    )
+    ((*dtypes, given_label, given_key),) = calls
+    assert dtypes == [dtype, jnp.float32, dtype]
+    assert given_label is label
+    assert given_key is KEY
+    assert x.dtype == jnp.float32
 
 
 @pytest.mark.parametrize(
@@ -186,6 +264,11 @@ def test_a_denoiser_computes_in_its_own_precision_and_answers_in_that_of_z(dtype
         (lambda: MLPConfig(2, embedding=7), "7"),
         (lambda: MLPConfig(2, classes=0), "classes"),
         (lambda: UViTConfig(8, ()), "stages"),
+        (lambda: UViTConfig(8, STAGES, channels=0), "channels"),
+        (lambda: UViTConfig(8, STAGES, classes=0), "classes"),
+        (lambda: UViTConfig(8, STAGES, embedding=7), "embedding"),
+        (lambda: UViTConfig(8, STAGES, head_width=0), "head_width"),
+        (lambda: UViTConfig(8, (stage_of_kind("conv"),)), "conv"),
         (lambda: UViTConfig(9, STAGES, head_width=8), "9"),
         (lambda: UViTConfig(8, STAGES, head_width=7), "head_width 7"),
         (lambda: UViTConfig(8, (Stage("resnet", 8, 0),)), "depth"),

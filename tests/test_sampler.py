@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from oracles import (
     SCHEDULES,
+    GaussianModel,
     alpha_sigma,
     cosine_line,
     gaussian_denoiser,
@@ -25,6 +26,7 @@ from mcmeqx import (
     DDPM,
     Cosine,
     Denoiser,
+    Example,
     Heun,
     MeasuredVariance,
     addim,
@@ -33,6 +35,7 @@ from mcmeqx import (
     ddpm,
     generate,
     inverse_ddim,
+    measure_x_var,
     sample,
     uniform_grid,
 )
@@ -146,6 +149,18 @@ def test_each_example_of_a_batch_gets_its_own_norm():
         np.testing.assert_allclose(batch[i], step(z[i], x[i]), rtol=1e-12)
     louder = jax.vmap(step)(z.at[1:].multiply(100.0), x)
     np.testing.assert_allclose(louder[0], batch[0], rtol=1e-12)
+
+
+@pytest.mark.parametrize("balanced", [False, True])
+def test_the_norm_of_addim_runs_over_every_axis_of_the_example(balanced):
+    z, x = normal(2, 3, 4, 5)
+    z = z.at[0].multiply(10.0)
+
+    def step(z, x):
+        return addim(Cosine(), z, x, 0.6, 0.2, x_var=0.1, balanced=balanced)
+
+    flat = step(z.ravel(), x.ravel()).reshape(z.shape)
+    np.testing.assert_allclose(step(z, x), flat, rtol=1e-12)
 
 
 @pytest.mark.parametrize(("t", "s"), [(0.9, 0.5), (0.5, 0.25), (0.25, 0.0)])
@@ -325,6 +340,33 @@ def test_measured_variance_is_linear_between_its_entries():
     np.testing.assert_allclose(*moments, rtol=1e-12)
 
 
+@pytest.mark.parametrize("times", [[0.0, 0.5, 0.5], [1.0, 0.0]])
+def test_measured_variance_refuses_times_that_do_not_rise(times):
+    with pytest.raises(ValueError, match="rising times"):
+        MeasuredVariance(jnp.asarray(times), jnp.ones(len(times)))
+
+
+def test_the_measured_errors_of_the_exact_denoiser_are_its_posterior_variance():
+    schedule, var, eta, n, size = Cosine(), 0.25, 0.6, 512, 64
+    labels, ts = np.arange(n, dtype="i4") % 3, np.array([0.0, 0.3, 0.7, 1.0])
+    x = labels[:, None] + np.sqrt(var) * np.asarray(normal(n, size))
+    batch = Example(jnp.asarray(x, jnp.float32), jnp.asarray(labels))
+    model = GaussianModel(schedule, var)
+    table = measure_x_var(model, batch, ts, eta=eta, key=KEY)
+    np.testing.assert_array_equal(table.t, ts.astype("f4"))
+    sigma = alpha_sigma(schedule, ts)[1]
+    expected = eta * var * sigma**2 / scale(schedule, var, ts) ** 2
+    error = expected * np.sqrt(2 / (n * size))
+    assert np.all(np.abs(table.x_var - expected.astype("f4")) < 5 * error)
+
+
+@pytest.mark.parametrize("eta", [-0.1, 1.5])
+def test_a_share_of_the_measured_error_out_of_range_is_named(eta):
+    model, batch = GaussianModel(Cosine(), 1.0), Example(jnp.ones((2, 3)))
+    with pytest.raises(ValueError, match=str(eta)):
+        measure_x_var(model, batch, np.array([0.0, 1.0]), eta=eta, key=KEY)
+
+
 def test_sample_takes_the_steps_of_its_grid_and_no_other():
     schedule, ts = Cosine(), np.array([1.0, 0.7, 0.3, 0.25])
     denoise, z = gaussian_denoiser(Cosine(), 0.3), normal(8)
@@ -335,6 +377,19 @@ def test_sample_takes_the_steps_of_its_grid_and_no_other():
         expected = np.cos(angle) * expected - np.sin(angle) * velocity
     out = sample(denoise, DDIM(), schedule, z, ts, key=KEY)
     np.testing.assert_allclose(out, expected, atol=1e-10)
+
+
+def test_a_sample_is_one_scan_with_one_evaluation_a_step():
+    traces, calls = [], []
+
+    def denoise(z, t):
+        traces.append(1)
+        jax.debug.callback(lambda: calls.append(1))
+        return 0.5 * z
+
+    sample(denoise, DDIM(), Cosine(), jnp.ones(4), uniform_grid(16), key=KEY)
+    jax.effects_barrier()
+    assert (len(traces), len(calls)) == (1, 16)
 
 
 def test_ddpm_draws_fresh_noise_at_each_step():
@@ -358,17 +413,21 @@ def test_uniform_grid_rounds_each_time_once():
 
 
 @samplers
-def test_generated_rows_do_not_depend_on_the_batch_size(sampler):
+def test_generated_rows_depend_on_neither_the_batch_size_nor_the_number_of_rows(
+    sampler,
+):
     model = gaussian_teacher(Cosine(), 0.5)
     noise = np.asarray(normal(7, 16), np.float32)
-    out = [
-        generate(model, sampler, uniform_grid(4), noise, key=KEY, batch_size=size)
-        for size in (1, 3, 7, 64)
-    ]
-    for other in out[1:]:
-        assert (other.shape, other.dtype) == (noise.shape, noise.dtype)
-        np.testing.assert_allclose(other, out[0], atol=1e-6)
-    assert len(generate(model, sampler, uniform_grid(4), noise[:2], key=KEY)) == 2
+
+    def rows(n, size):
+        ts = uniform_grid(4)
+        return generate(model, sampler, ts, noise[:n], key=KEY, batch_size=size)
+
+    whole = rows(7, 1)
+    for n, size in ((7, 3), (7, 7), (2, 1), (2, 3)):
+        out = rows(n, size)
+        assert (out.shape, out.dtype) == (noise[:n].shape, noise.dtype)
+        np.testing.assert_allclose(out, whole[:n], atol=1e-6)
 
 
 def test_generated_rows_follow_their_labels():

@@ -3,14 +3,12 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import integrate
 
 from mcmeqx import Cosine, Denoiser, x_prediction
-from mcmeqx.nets import MLPConfig
 
 sys.path.append(str(Path(__file__).parents[1] / "recipes"))
 
@@ -57,22 +55,6 @@ def test_draws_have_the_moments_of_the_mixture():
     error = 5 / np.sqrt(n)
     np.testing.assert_allclose(x.mean(0), 0, atol=error)
     np.testing.assert_allclose(np.cov(x.T), (0.5 + std**2) * np.eye(2), atol=error)
-
-
-def test_a_fresh_mlp_predicts_zero_and_takes_labels():
-    network = MLPConfig(3, width=8, depth=2, classes=4).build(key=jax.random.key(0))
-    out = network(jnp.ones(3, jnp.float32), jnp.asarray(0.5, jnp.float32), 2)
-    np.testing.assert_array_equal(out, np.zeros(3, np.float32))
-    assert out.dtype == jnp.float32
-
-
-@pytest.mark.parametrize(
-    "change", [{"size": 0}, {"depth": 0}, {"embedding": 5}, {"classes": 0}]
-)
-def test_mlp_config_names_the_bad_field(change):
-    (name,) = change
-    with pytest.raises(ValueError, match=rf"MLPConfig\.{name}"):
-        MLPConfig(**({"size": 2} | change))
 
 
 def test_recipe_runs_prints_again_and_refuses_another_config(

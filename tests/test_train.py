@@ -4,22 +4,28 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from oracles import cosine_line, time_of
 
 from mcmeqx import (
+    DDIM,
     AbstractLoss,
     Cosine,
     DataTeacher,
     Denoiser,
     DiffusionLoss,
+    DistillationTeacher,
     Example,
     Learner,
     MultistepConsistencyLoss,
     NonFiniteLossError,
+    PseudoHuber,
     Segments,
     annealed_steps,
     fit,
+    generate,
 )
-from mcmeqx.nets import MLPConfig
+from mcmeqx import _train as train_module
+from mcmeqx.nets import AbstractNetwork, MLPConfig
 
 KEY = jax.random.key(3)
 
@@ -117,6 +123,8 @@ def test_the_average_follows_its_formula(decay):
         ]
     for got, want in zip(arrays(state.ema), expected, strict=True):
         np.testing.assert_allclose(got, want, atol=1e-6)
+    apart = zip(arrays(state.ema), arrays(state.model), strict=True)
+    assert (max(np.abs(e - m).max() for e, m in apart) > 1e-4) == (decay > 0)
 
 
 def test_fit_on_four_devices_is_the_loop_of_steps_on_one():
@@ -137,6 +145,23 @@ def test_fit_on_four_devices_is_the_loop_of_steps_on_one():
     # Adam divides by the root of a gradient, so rounding grows to a share of a step.
     assert_close(fitted.model, state.model, atol=1e-5)
     assert len(fitted.model.network.last.weight.sharding.device_set) == 4
+
+
+def test_fit_gives_each_device_its_own_rows_of_the_batch(monkeypatch):
+    seen, real, (batch,) = [], train_module._step, batches(1)
+
+    def spy(inputs, state):
+        seen.append(inputs[1].x.addressable_shards)
+        return real(inputs, state)
+
+    monkeypatch.setattr(train_module, "_step", spy)
+    made = learner()
+    fit(made, made.init(model(), key=KEY), [batch], steps=1)
+    (shards,) = seen
+    assert [shard.device for shard in shards] == jax.devices()
+    assert [shard.data.shape for shard in shards] == [(2, 2)] * 4
+    rows = np.concatenate([np.asarray(shard.data) for shard in shards])
+    np.testing.assert_array_equal(rows, batch.x)
 
 
 def test_fit_goes_on_from_the_step_of_its_state():
@@ -186,6 +211,37 @@ def test_annealed_training_compiles_once():
     )
     assert len(traces) == 1
     np.testing.assert_allclose(steps, 8.0 ** (1 + np.arange(7) / 6), rtol=1e-5)
+
+
+class Gains(AbstractNetwork):
+    """A network of four parameters: its v is a gain of z at each quarter of time."""
+
+    gain: jax.Array
+
+    def __call__(self, z, logsnr, label=None, *, key=None):
+        quarter = jnp.rint(4 * time_of(logsnr, Cosine())).astype(jnp.int32)
+        return self.gain[quarter - 1] * z
+
+
+def test_the_average_of_a_phase_teaches_the_next_phase_of_tract():
+    # On unit Gaussians v = 0 is exact, and each of its DDIM steps of a quarter keeps
+    # cos(h) of z. Both phases, 4 steps to 2 and 2 steps to 1, compose them.
+    rng, h = np.random.default_rng(0), cosine_line(Cosine())[1] / 4
+    data = [Example(rng.normal(size=(8, 16)).astype("f4")) for _ in range(120)]
+    noise = rng.normal(size=(4, 16)).astype("f4")
+    trained = Denoiser(Gains(jnp.zeros(4, jnp.float32)), Cosine())
+    for segments in (Segments(2), Segments(1)):
+        loss = MultistepConsistencyLoss(
+            DistillationTeacher(trained, x_var_fraction=0.0),
+            segments,
+            lambda step, n=2 * segments.student_steps: n,
+            distance=PseudoHuber(eps=1.0),
+        )
+        made = Learner(loss, optax.sgd(1.0), ema_decay=0.8)
+        state = fit(made, made.init(trained, key=KEY), data, steps=len(data))
+        trained = state.ema
+        out = generate(trained, DDIM(), segments.grid(), noise, key=KEY)
+        np.testing.assert_allclose(out, np.cos(h) ** 4 * noise, atol=1e-5)
 
 
 @pytest.mark.parametrize("decay", [-0.1, 1.0])

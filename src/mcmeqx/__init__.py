@@ -12,7 +12,10 @@ from mcmeqx._denoiser import Denoiser as Denoiser
 from mcmeqx._denoiser import eps_prediction as eps_prediction
 from mcmeqx._denoiser import v_prediction as v_prediction
 from mcmeqx._denoiser import x_prediction as x_prediction
+from mcmeqx._embedded import EMOJI_TEACHER as EMOJI_TEACHER
+from mcmeqx._embedded import emoji_teacher as emoji_teacher
 from mcmeqx._generate import generate as generate
+from mcmeqx._generate import measure_x_var as measure_x_var
 from mcmeqx._loss import AbstractLoss as AbstractLoss
 from mcmeqx._loss import DiffusionLoss as DiffusionLoss
 from mcmeqx._loss import MultistepConsistencyLoss as MultistepConsistencyLoss
@@ -40,6 +43,7 @@ from mcmeqx._schedule import Shifted as Shifted
 from mcmeqx._segment import Segments as Segments
 from mcmeqx._segment import Times as Times
 from mcmeqx._segment import merge_steps as merge_steps
+from mcmeqx._sharding import check_batch_size as check_batch_size
 from mcmeqx._teacher import AbstractTeacher as AbstractTeacher
 from mcmeqx._teacher import DataTeacher as DataTeacher
 from mcmeqx._teacher import DistillationTeacher as DistillationTeacher
@@ -49,3 +53,6 @@ from mcmeqx._train import TrainState as TrainState
 from mcmeqx._train import fit as fit
 from mcmeqx._types import DenoiseFn as DenoiseFn
 from mcmeqx._types import Example as Example
+from mcmeqx._types import Label as Label
+from mcmeqx._types import Sample as Sample
+from mcmeqx._types import Scalar as Scalar

@@ -17,6 +17,8 @@ class ProgressBar:
         self._batch_size = batch_size
         self._begun = time.perf_counter()
         self._start = start
+        if start >= steps:
+            self._bar.close()
 
     def __call__(self, step: int, state: TrainState, metrics: dict[str, float]) -> None:
         """Move the bar to `step`."""
@@ -31,15 +33,29 @@ class ProgressBar:
 
 
 class JsonLines:
-    """A `fit` callback: one JSON object a line, every `every` steps, appended."""
+    """A `fit` callback: one JSON object a line, every `every` steps and at the last.
 
-    def __init__(self, path: Path, *, every: int):
+    Beside the metrics it holds `step` and `seconds`, the wall time of training so far.
+    A run that goes on from step `start` takes back what it had written beyond.
+    """
+
+    def __init__(self, path: Path, *, every: int, steps: int, start: int = 0):
         if every < 1:
             raise ValueError(f"every is a number of steps, 1 or more, got {every}")
-        self.path, self.every = Path(path), every
+        self.path, self.every, self.steps = Path(path), every, steps
+        lines = self.path.read_text().splitlines() if self.path.exists() else []
+        kept = [line for line in lines if json.loads(line)["step"] <= start]
+        if len(kept) < len(lines):
+            part = self.path.with_name(self.path.name + ".part")
+            part.write_text("".join(line + "\n" for line in kept))
+            part.replace(self.path)
+        earlier = json.loads(kept[-1])["seconds"] if kept else 0.0
+        self._begun = time.perf_counter() - earlier
 
     def __call__(self, step: int, state: TrainState, metrics: dict[str, float]) -> None:
         """Append the metrics of `step` if its turn has come."""
-        if step % self.every == 0:
+        if step % self.every == 0 or step == self.steps:
+            seconds = round(time.perf_counter() - self._begun, 3)
+            record = {"step": step, "seconds": seconds, **metrics}
             with self.path.open("a") as file:
-                file.write(json.dumps({"step": step, **metrics}) + "\n")
+                file.write(json.dumps(record) + "\n")

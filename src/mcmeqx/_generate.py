@@ -1,13 +1,15 @@
-"""The jitted, batched edge of sampling."""
+"""The jitted, batched edge of sampling: samples, and a table of a model's errors."""
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 from tqdm import tqdm
 
-from mcmeqx._denoiser import Denoiser
-from mcmeqx._sampler import AbstractSampler, sample
+from mcmeqx._denoiser import Denoiser, Model
+from mcmeqx._sampler import AbstractSampler, MeasuredVariance, sample
+from mcmeqx._types import Example
 
 
 @eqx.filter_jit
@@ -63,3 +65,38 @@ def generate(
             )
         )
     return np.concatenate(out)[:n]
+
+
+@eqx.filter_jit
+def _mean_square_error(model, batch, t, key):
+    def one(example, key):
+        eps = jax.random.normal(key, example.x.shape, example.x.dtype)
+        z = model.schedule.diffuse(example.x, eps, t)
+        return jnp.mean((example.x - model(z, t, example.label)) ** 2)
+
+    return jnp.mean(jax.vmap(one)(batch, jax.random.split(key, len(batch.x))))
+
+
+def measure_x_var(
+    model: Model,
+    batch: Example,
+    ts: np.ndarray,
+    *,
+    eta: float = 0.75,
+    key: Key[Array, ""],
+) -> MeasuredVariance:
+    """aDDIM's table of x_var at the rising times `ts`: the paper's measured choice.
+
+    Each entry is `eta` times the mean of `|x - x_hat(z_t)|^2 / d` over the batch (Heek
+    et al. 2024, Alg. 3; eta = 0.75 is theirs).
+    """
+    if not 0.0 <= eta <= 1.0:
+        raise ValueError(f"eta is a share of the squared error, in [0, 1], got {eta}")
+    if not len(ts):
+        raise ValueError("ts holds no times to measure at")
+    keys = jax.random.split(key, len(ts))
+    times = [jnp.asarray(t, batch.x.dtype) for t in ts]
+    errors = [
+        _mean_square_error(model, batch, t, k) for t, k in zip(times, keys, strict=True)
+    ]
+    return MeasuredVariance(jnp.stack(times), eta * jnp.stack(errors))

@@ -139,7 +139,15 @@ class MeasuredVariance(eqx.Module):
     t: Float[Array, " points"]
     """Times of the table, rising."""
     x_var: Float[Array, " points"]
-    """`eta mean |x - x_hat(z_t)|^2 / d` at those times."""
+    """`eta mean |x - x_hat(z_t)|^2 / d` at those times; see `measure_x_var`."""
+
+    def __check_init__(self):
+        rising = bool(jnp.all(jnp.diff(self.t) > 0))
+        if self.t.shape != self.x_var.shape or not rising:
+            raise ValueError(
+                "MeasuredVariance needs rising times and one x_var for each, got times "
+                f"{self.t} and {self.x_var.shape} variances"
+            )
 
     def __call__(self, schedule: AbstractNoiseSchedule, t: ScalarLike) -> Scalar:
         """The tabulated variance at time t."""

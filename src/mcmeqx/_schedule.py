@@ -118,8 +118,9 @@ class Shifted(AbstractNoiseSchedule):
                     f"Shifted.{name} is a number of pixels, at least 1, "
                     f"got {getattr(self, name)}"
                 )
-        slope = jnp.diff(jax.vmap(self.logsnr)(jnp.linspace(0.0, 1.0, 1001)))
-        if not bool(jnp.all(slope < 0)):
+        # The cosine logsnr falls by at least 4 a per unit of t, and by just that in the
+        # middle.
+        if 2.0 * math.log(self.high / self.low) >= 4.0 * self.base._angle_range()[1]:
             raise ValueError(
                 f"Shifted(low={self.low}, high={self.high}) makes logsnr rise with t; "
                 "bring low and high closer together"

@@ -16,8 +16,13 @@ def data_mesh() -> Mesh:
 
 
 def replicate(tree: Tree, mesh: Mesh) -> Tree:
-    """The tree with each of its arrays whole on every device of the mesh."""
-    return eqx.filter_shard(tree, NamedSharding(mesh, PartitionSpec()))
+    """A copy of the tree with each of its arrays whole on every device of the mesh.
+
+    The arrays may lie on other devices, as a restored checkpoint's do.
+    """
+    arrays, static = eqx.partition(tree, eqx.is_array)
+    whole = NamedSharding(mesh, PartitionSpec())
+    return eqx.combine(jax.device_put(arrays, whole, may_alias=False), static)
 
 
 def split_batch(batch: Tree, mesh: Mesh) -> Tree:
@@ -25,10 +30,11 @@ def split_batch(batch: Tree, mesh: Mesh) -> Tree:
     return jax.device_put(batch, NamedSharding(mesh, PartitionSpec("data")))
 
 
-def check_batch_size(batch_size: int, mesh: Mesh) -> None:
-    """ValueError unless `batch_size` splits evenly over the mesh."""
-    if batch_size % mesh.size:
+def check_batch_size(batch_size: int) -> None:
+    """ValueError unless `batch_size` splits evenly over every device."""
+    devices = data_mesh().size
+    if batch_size % devices:
         raise ValueError(
-            f"batch_size {batch_size} does not split over {mesh.size} devices; use a "
-            f"multiple of {mesh.size}"
+            f"batch_size {batch_size} does not split over {devices} devices; use a "
+            f"multiple of {devices}"
         )

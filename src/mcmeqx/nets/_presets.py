@@ -1,0 +1,65 @@
+"""The UViTs of the paper (Heek et al. 2024, app. A.2) and the demo's."""
+
+import math
+
+import equinox as eqx
+import jax
+
+from mcmeqx.nets._uvit import Stage, UViTConfig
+
+imagenet64_small = UViTConfig(
+    64,
+    (
+        Stage("resnet", 256, 3),
+        Stage("transformer", 512, 3),
+        Stage("transformer", 1024, 16, dropout=0.2),
+    ),
+    classes=1000,
+)
+imagenet64_large = UViTConfig(
+    64,
+    (
+        Stage("resnet", 512, 3),
+        Stage("transformer", 1024, 3, dropout=0.1),
+        Stage("transformer", 2048, 16, dropout=0.1),
+    ),
+    classes=1000,
+)
+imagenet128_small = UViTConfig(
+    128,
+    (
+        Stage("resnet", 128, 3),
+        Stage("resnet", 256, 3),
+        Stage("transformer", 512, 3),
+        Stage("transformer", 1024, 16, dropout=0.1),
+    ),
+    classes=1000,
+)
+imagenet128_large = UViTConfig(
+    128,
+    (
+        Stage("resnet", 256, 3),
+        Stage("resnet", 512, 3, dropout=0.1),
+        Stage("transformer", 1024, 3, dropout=0.1),
+        Stage("transformer", 2048, 16, dropout=0.1),
+    ),
+    classes=1000,
+)
+demo64 = UViTConfig(
+    64,
+    (
+        Stage("resnet", 16, 1),
+        Stage("resnet", 32, 1),
+        Stage("resnet", 64, 1),
+        Stage("transformer", 128, 4),
+    ),
+    classes=9,
+    embedding=128,
+)
+
+
+def count_parameters(config: UViTConfig) -> int:
+    """Parameters of the network that `config` builds; allocates nothing."""
+    shapes = eqx.filter_eval_shape(lambda k: config.build(key=k), jax.random.key(0))
+    arrays = eqx.filter(shapes, lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct))
+    return sum(math.prod(a.shape) for a in jax.tree.leaves(arrays))

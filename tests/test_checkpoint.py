@@ -1,0 +1,183 @@
+import json
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from mcmeqx import (
+    AbstractLoss,
+    Checkpoints,
+    Cosine,
+    Denoiser,
+    DiffusionLoss,
+    Example,
+    JsonLines,
+    Learner,
+    NonFiniteLossError,
+    ProgressBar,
+    emoji_teacher,
+    eps_prediction,
+    fit,
+    load_model,
+    save_model,
+)
+from mcmeqx.nets import MLPConfig
+
+pytestmark = pytest.mark.usefixtures("as_users_run")
+
+
+def model(seed: int = 0, width: int = 8, **options) -> Denoiser:
+    network = MLPConfig(2, width, 1, embedding=8).build(key=jax.random.key(seed))
+    return Denoiser(network, **{"schedule": Cosine()} | options)
+
+
+def batches(count: int) -> list[Example]:
+    rng = np.random.default_rng(0)
+    return [Example(rng.normal(size=(8, 2)).astype("f4")) for _ in range(count)]
+
+
+def learner(loss=None) -> Learner:
+    return Learner(loss or DiffusionLoss(), optax.adam(1e-2), 0.9)
+
+
+def start(made: Learner, seed: int = 0, **options):
+    return made.init(model(seed, **options), key=jax.random.key(seed))
+
+
+def leaves(tree) -> list[np.ndarray]:
+    """Every array of a tree, integers and keys too."""
+    flat = jax.tree.leaves(eqx.filter(tree, eqx.is_array))
+    return [
+        jax.random.key_data(a) if jnp.issubdtype(a.dtype, jax.dtypes.prng_key) else a
+        for a in flat
+    ]
+
+
+def assert_same_bits(first, second):
+    for a, b in zip(leaves(first), leaves(second), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_run_cut_off_at_any_step_ends_with_the_same_bits(tmp_path):
+    made, data = learner(), batches(6)
+    whole = fit(made, start(made), data, steps=6)
+    for cut in (1, 4, 6):
+        folder = tmp_path / str(cut)
+        saving = Checkpoints(folder, every=1)
+        fit(made, start(made), data[:cut], steps=cut, callbacks=[saving])
+        state = Checkpoints(folder, every=1).restore(start(made, seed=9))
+        assert int(state.step) == cut
+        assert_same_bits(fit(made, state, data[cut:], steps=6), whole)
+
+
+def test_the_last_two_checkpoints_stay_and_another_network_is_refused(tmp_path):
+    made, saving = learner(), Checkpoints(tmp_path, every=2)
+    fresh = start(made)
+    assert saving.restore(fresh) is fresh
+    fit(made, fresh, batches(7), steps=7, callbacks=[saving])
+    # A callback sees a state up to two steps ahead of the metrics it gets.
+    assert sorted(int(p.name) for p in tmp_path.iterdir()) == [6, 7]
+    with pytest.raises(
+        ValueError, match=r"does not fit .*first\.weight is \(2, 8\) there"
+    ):
+        Checkpoints(tmp_path, every=2).restore(start(made, width=16))
+
+
+class Exploding(AbstractLoss):
+    """Loss and gradient of one step are not finite."""
+
+    bad_step: int
+
+    def __call__(self, model, example, *, step, key):
+        scale = jnp.where(step == self.bad_step, jnp.float32(jnp.nan), 1.0)
+        value = scale * jnp.sum(model(example.x, 0.5) ** 2)
+        return value, {"loss": value}
+
+
+def test_no_checkpoint_holds_what_a_loss_that_is_not_finite_left_behind(tmp_path):
+    made, saving = learner(Exploding(bad_step=4)), Checkpoints(tmp_path, every=1)
+    with pytest.raises(NonFiniteLossError, match="step 5"):
+        fit(made, start(made), batches(12), steps=12, callbacks=[saving])
+    kept = Checkpoints(tmp_path, every=1).restore(start(made))
+    assert 0 < int(kept.step) < 5
+    assert all(np.isfinite(a).all() for a in leaves(kept.model))
+
+
+def test_a_model_file_gives_its_model_back(tmp_path):
+    path, given = tmp_path / "model", model(1)
+    save_model(path, given)
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+    assert_same_bits(load_model(path, model(2)), given)
+    assert_same_bits(load_model(path, eqx.filter_eval_shape(model)), given)
+
+
+@pytest.mark.parametrize(
+    ("like", "message"),
+    [
+        ({"width": 16}, r"array 0 is \[8, 8\], not"),
+        ({"schedule": Cosine(-20.0, 20.0)}, "its schedule is Cosine"),
+        ({"to_x": eps_prediction}, "its prediction is v_prediction"),
+    ],
+)
+def test_a_model_file_of_another_model_is_refused(tmp_path, like, message):
+    path = tmp_path / "model.eqx"
+    save_model(path, model())
+    if "width" in like:
+        message = r"array \d is \[.*\], not \[.*16.*\]"
+    with pytest.raises(ValueError, match=message):
+        load_model(path, model(**like))
+
+
+def test_a_damaged_model_file_is_refused(tmp_path):
+    path = tmp_path / "model.eqx"
+    save_model(path, model())
+    content = path.read_bytes()
+    for damaged in (content[:-9], content[:5], content + b"x", b"\x93NUMPY", b""):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"model\.eqx does not hold a model"):
+            load_model(path, model())
+    with pytest.raises(FileNotFoundError, match="absent"):
+        load_model(tmp_path / "absent.eqx", model())
+
+
+def test_the_embedded_teacher_sees_through_noise():
+    teacher = emoji_teacher()
+    assert sum(a.size for a in leaves(teacher)) < 3e6
+    noise = jax.random.normal(jax.random.key(0), (3, 64, 64))
+    z = teacher.schedule.diffuse(jnp.ones_like(noise), noise, 0.5)
+    x = eqx.filter_jit(teacher)(z, jnp.float32(0.5), jnp.int32(0))
+    # A white picture in as much noise: the margin of an emoji stays nearly white.
+    assert float(jnp.mean((x - 1) ** 2)) < 0.1
+
+
+def rows(path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_metrics_are_json_lines_and_a_resumed_run_takes_back_what_it_repeats(tmp_path):
+    path, state = tmp_path / "m.jsonl", start(learner())
+    for first, last in ((0, 7), (5, 9)):
+        lines = JsonLines(path, every=2, steps=9, start=first)
+        for step in range(first + 1, last + 1):
+            lines(step, state, {"loss": 1.0 / step})
+    found = rows(path)
+    assert [(r["step"], r["loss"]) for r in found] == [
+        (s, 1.0 / s) for s in (2, 4, 6, 8, 9)
+    ]
+    seconds = [r["seconds"] for r in found]
+    assert seconds == sorted(seconds)
+    assert [p.name for p in tmp_path.iterdir()] == ["m.jsonl"]
+    with pytest.raises(ValueError, match="got 0"):
+        JsonLines(path, every=0, steps=9)
+
+
+def test_the_bar_shows_loss_speed_and_progress(capsys):
+    bar = ProgressBar("teacher", steps=8, start=4, batch_size=8)
+    state = start(learner())
+    for step in range(5, 9):
+        bar(step, state, {"loss": 1.0 / step})
+    shown = capsys.readouterr().err
+    assert all(w in shown for w in ("teacher", "loss 0.1250", "images/s", "8/8"))

@@ -1,0 +1,191 @@
+"""Each recipe runs whole on the tiniest network, resumes, and refuses bad input."""
+
+import csv
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import mcmeqx as mc
+from mcmeqx.nets import AbstractNetwork, Stage, UViTConfig
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "recipes"))
+
+import _stages
+import _student
+import cd_imagenet64
+import ct_imagenet64
+import teacher_imagenet64
+from _student import Config, Evaluation, Training
+
+pytestmark = pytest.mark.usefixtures("as_users_run", "tiny_demo")
+
+NETWORK = UViTConfig(64, (Stage("resnet", 4, 1),), classes=9, embedding=8, patch=16)
+
+
+@pytest.fixture(scope="module")
+def few_images():
+    """Every sixtieth of the demo's images."""
+    images = mc.data.openmoji()
+    few = slice(None, None, 60)
+    return dataclasses.replace(
+        images, pixels=images.pixels[few], labels=images.labels[few]
+    )
+
+
+@pytest.fixture
+def tiny_demo(monkeypatch, tmp_path, few_images):
+    """The demo with a network and a teacher that take seconds, in an empty folder."""
+    demo = dataclasses.replace(_stages.DEMO, network=NETWORK, batch_size=8)
+    monkeypatch.setattr(_stages, "DEMO", demo)
+    monkeypatch.setattr(_stages.mc.data, "openmoji", lambda: few_images)
+    embedded = tmp_path / "embedded.eqx"
+    mc.save_model(embedded, _stages.new_denoiser(demo, jax.random.key(0)))
+    monkeypatch.setattr(_student.mc, "EMOJI_TEACHER", embedded)
+    monkeypatch.chdir(tmp_path)
+
+
+def tiny_config(**changes) -> Config:
+    training = Training(teacher_iterations=3, iterations=3)
+    fields = {"steps": 2, "training": training, "evaluation": Evaluation(samples=9)}
+    return Config(**(fields | changes))
+
+
+def rows_of(table: Path) -> list[dict]:
+    with table.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_cd_makes_table_picture_and_checkpoints_then_finishes_again(capsys):
+    table = cd_imagenet64.main(tiny_config(teacher="scratch"))
+    printed = capsys.readouterr().out
+    assert "DEMO, NOT IMAGENET" in printed[:200]
+    rows = rows_of(table)
+    assert [(row["method"], row["steps"]) for row in rows] == [
+        ("data against data (floor)", "0"),
+        ("teacher, DDIM", "256"),
+        ("teacher, aDDIM", "256"),
+        ("teacher, DDIM", "2"),
+        ("teacher, aDDIM", "2"),
+        ("student (cd), DDIM", "2"),
+    ]
+    assert {row["data"] for row in rows} == {"openmoji64"}
+    assert {row["samples"] for row in rows} == {"9"}
+    assert [row["iterations"] for row in rows] == [""] + ["3"] * 5
+    assert all(float(row["training_seconds"]) > 0 for row in rows[1:])
+    run = table.parents[1]
+    assert (table.parent / "samples.png").read_bytes().startswith(b"\x89PNG")
+    assert not [p for p in run.rglob("*") if "imagenet" in p.name.lower()]
+    assert not [p for p in run.rglob("*") if "part" in p.name.lower()]
+    assert all(str(p) in printed for p in (table, table.parent / "samples.png", run))
+
+    models = {p: p.read_bytes() for p in run.glob("*.eqx")}
+    assert {p.name for p in models} == {"teacher.eqx", "student.eqx"}
+    before = table.read_text()
+    again = cd_imagenet64.main(tiny_config(teacher="scratch"))
+    assert again.read_text() == before
+    assert models == {p: p.read_bytes() for p in models}
+    with pytest.raises(ValueError, match="seed=0"):
+        cd_imagenet64.main(tiny_config(teacher="scratch", seed=1))
+    with pytest.raises(ValueError, match="recipe=cd"):
+        ct_imagenet64.main(tiny_config(teacher="scratch", out=run))
+
+
+def test_ct_starts_from_the_embedded_teacher_and_can_be_measured_again():
+    config = tiny_config(steps=1)
+    table = ct_imagenet64.main(config)
+    run = table.parents[1]
+    assert not (run / "teacher.eqx").exists()
+    assert rows_of(table)[1]["iterations"] == "embedded"
+    assert "student (ct), DDIM" in table.read_text()
+    samples = np.load(table.parent / "samples" / "student_ct_DDIM_1.npz")["x"]
+    assert samples.shape == (9, 3, 64, 64)
+    assert np.isfinite(samples).all()
+    other = dataclasses.replace(config, evaluation=Evaluation(samples=9, seed=1))
+    assert ct_imagenet64.main(other) != table
+    assert table.exists()
+    mc.EMOJI_TEACHER.write_bytes(table.read_bytes())
+    with pytest.raises(ValueError, match="does not hold a model"):
+        ct_imagenet64.main(config)
+
+
+class Gain(AbstractNetwork):
+    a: jax.Array
+
+    def __call__(self, z, logsnr, label=None, *, key=None):
+        return self.a * z
+
+
+def train_gain(folder: str, images, ema_decay: float = 0.9) -> bytes:
+    run = Path(folder)
+    run.mkdir(exist_ok=True)
+    _stages.train(
+        "m",
+        run,
+        mc.DiffusionLoss(),
+        mc.Denoiser(Gain(jnp.float32(0.1)), mc.Cosine()),
+        images,
+        iterations=9,
+        batch_size=8,
+        learning_rate=1e-2,
+        ema_decay=ema_decay,
+        seed=0,
+        key=jax.random.key(0),
+    )
+    return (run / "m.eqx").read_bytes()
+
+
+def test_training_cut_in_the_middle_ends_with_the_same_average(few_images):
+    whole = train_gain("whole", few_images)
+    log = mc.JsonLines.__call__
+
+    def cut(self, step, *rest):
+        if step == 4:
+            raise KeyboardInterrupt
+        log(self, step, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mc.JsonLines, "__call__", cut)
+        with pytest.raises(KeyboardInterrupt):
+            train_gain("cut", few_images)
+    steps = [int(p.name) for p in Path("cut/m").iterdir()]
+    assert max(steps) == 5
+    assert train_gain("cut", few_images) == whole
+    assert train_gain("raw", few_images, ema_decay=0.0) != whole
+
+
+def test_teacher_recipe_writes_a_model_that_the_others_take():
+    config = teacher_imagenet64.Config(out=Path("teacher"), iterations=1)
+    path = teacher_imagenet64.main(config)
+    name = str(path)
+    given, sha256 = _student._given_teacher(name, _stages.DEMO)
+    assert given is not None
+    assert given.iterations == name
+    assert len(str(sha256)) == 64
+    assert json.loads((path.parent / "config.json").read_text())["batch_size"] == 8
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"steps": 0}, "student_steps"),
+        ({"seed": -1}, "seed is 0 or more, got -1"),
+        ({"teacher": "nowhere.eqx"}, r"nowhere\.eqx"),
+        ({"data_dir": Path("nowhere")}, "train_data_batch_1"),
+        ({"evaluation": Evaluation(samples=1)}, "samples is 2 or more, got 1"),
+        ({"evaluation": Evaluation(samples=17)}, "16 samples or fewer"),
+        ({"evaluation": Evaluation(samples=4, seed=-1)}, "got -1"),
+        ({"training": Training(iterations=0)}, "iterations is 1 or more, got 0"),
+        ({"training": Training(batch_size=6)}, "multiple of 4"),
+        ({"training": Training(batch_size=0)}, "batch_size is 1 or more"),
+    ],
+)
+def test_bad_options_are_refused_before_anything_is_written(changes, message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        cd_imagenet64.main(tiny_config(**changes))
+    assert not Path("runs").exists()
