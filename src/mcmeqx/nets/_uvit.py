@@ -111,8 +111,9 @@ class UViTConfig:
         return UViT(self, key=key)
 
 
-# A scan of few blocks costs more in copies than its compile time is worth: unrolled,
-# demo64 trains 1.15 times as fast on two CPU cores, and samples 1.24 times.
+# A scan of few blocks costs more in copies than its compile time is worth: with six
+# blocks of width 128, unrolled, a small UViT trains 1.15 times as fast on two CPU cores
+# and samples 1.24 times as fast.
 _UNROLL = 6
 
 
