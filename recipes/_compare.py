@@ -69,8 +69,10 @@ def teacher_rows(teacher: Trained, steps: int) -> list[Row]:
     ]
 
 
-def check_evaluation(images: mc.data.Images, samples: int, seed: int) -> None:
-    """An error, before hours are spent, if `compare` could not work."""
+def feature_network(
+    images: mc.data.Images, *, samples: int, seed: int
+) -> mc.metrics.EfficientNetLite0:
+    """What `compare` needs; an error, before hours are spent, if it could not work."""
     at_least(2, samples=samples)
     at_least(0, seed=seed)
     if len(images) < 2 * samples:
@@ -79,7 +81,7 @@ def check_evaluation(images: mc.data.Images, samples: int, seed: int) -> None:
             f"reference, {images.name} has {len(images)}: ask for {len(images) // 2} "
             "samples or fewer"
         )
-    mc.metrics.EfficientNetLite0.load()
+    return mc.metrics.EfficientNetLite0.load()
 
 
 def _sampled(row: Row, folder: Path, noise, labels, key) -> tuple[np.ndarray, float]:
@@ -106,6 +108,8 @@ def compare(
     rows: list[Row],
     run: Path,
     images: mc.data.Images,
+    network: mc.metrics.EfficientNetLite0,
+    *,
     training_seed: int,
     samples: int,
     seed: int,
@@ -117,7 +121,6 @@ def compare(
     noise = rng.standard_normal((samples, *images.shape), np.float32)
     sampler_key = jax.random.key(int(rng.integers(2**31)))
     held = images.take(order[:samples])
-    network = mc.metrics.EfficientNetLite0.load()
     reference = _data_moments(network, images, order[samples:])
     results, pictures = [], {}
 

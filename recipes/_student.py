@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
-from _compare import Row, check_evaluation, compare, teacher_rows
+from _compare import Row, compare, feature_network, teacher_rows
 from _runs import claim, fill
 from _stages import (
     Preset,
@@ -109,7 +109,8 @@ def run_student(
         iterations=options.iterations,
         teacher_iterations=options.teacher_iterations,
     )
-    check_evaluation(images, evaluation.samples, evaluation.seed)
+    measured = {"samples": evaluation.samples, "seed": evaluation.seed}
+    network = feature_network(images, **measured)
     teacher, sha256 = _given_teacher(plan.teacher, preset)
     run = claim(plan.out, kind, plan, "evaluation", teacher_sha256=sha256)
 
@@ -154,4 +155,4 @@ def run_student(
         *teacher_rows(teacher, plan.steps),
         Row(f"student ({kind}), DDIM", student, mc.DDIM(), segments.grid()),
     ]
-    return compare(rows, run, images, plan.seed, evaluation.samples, evaluation.seed)
+    return compare(rows, run, images, network, training_seed=plan.seed, **measured)

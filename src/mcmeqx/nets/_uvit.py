@@ -68,7 +68,7 @@ class UViTConfig:
             raise ValueError(
                 "UViTConfig.stages is empty; give at least the middle stage"
             )
-        for name in ("image_size", "channels", "embedding", "head_width", "patch"):
+        for name in ("image_size", "channels", "head_width", "patch"):
             if getattr(self, name) < 1:
                 raise ValueError(
                     f"UViTConfig.{name} is at least 1, got {getattr(self, name)}"
