@@ -22,6 +22,7 @@ from mcmeqx import (
     Label,
     Sample,
     Scalar,
+    ScalarLike,
     x_prediction,
 )
 from mcmeqx.nets import AbstractNetwork
@@ -41,6 +42,7 @@ class Mixture(AbstractNetwork):
         logsnr: Scalar,
         label: Label = None,
         *,
+        guidance: ScalarLike | None = None,
         key: Key[Array, ""] | None = None,
     ) -> Sample:
         """`E[x|z]` for one z of shape (size,)."""

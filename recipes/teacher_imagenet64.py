@@ -12,7 +12,7 @@ from pathlib import Path
 
 import jax
 from _runs import claim, fill
-from _stages import check_training, load, new_denoiser, train
+from _stages import check_training, denoiser_shapes, load, new_denoiser, train
 
 import mcmeqx as mc
 
@@ -26,6 +26,8 @@ class Config:
     emoji64_dir: Path | None = None
     """Folder of the npm tarballs @iconify-json/{noto,twemoji,fluent-emoji,
     fluent-emoji-flat,emojione}: train the demo network on these five vendors' emoji."""
+    start_from: Path | None = None
+    """A teacher.eqx to go on from, on these data; None starts afresh."""
     out: Path = Path("runs/teacher")
     """Run folder; the same command resumes it, another run's is refused."""
     iterations: int | None = None
@@ -51,13 +53,17 @@ def main(config: Config) -> Path:
         ema_decay=preset.ema_decay,
     )
     check_training(plan.batch_size, plan.seed, iterations=plan.iterations)
-    run = claim(plan.out, "teacher", plan)
     network_key, key = jax.random.split(jax.random.key(plan.seed))
+    if plan.start_from is None:
+        model = new_denoiser(preset, network_key)
+    else:
+        model = mc.load_model(plan.start_from, denoiser_shapes(preset))
+    run = claim(plan.out, "teacher", plan)
     train(
         "teacher",
         run,
         mc.DiffusionLoss(),
-        new_denoiser(preset, network_key),
+        model,
         images,
         iterations=plan.iterations,
         batch_size=plan.batch_size,

@@ -22,7 +22,7 @@ def test_images_scale_and_turn_pixels_without_loss():
     pixels = np.arange(2 * 8 * 16 * 1, dtype=np.uint8).reshape(2, 8, 16, 1)
     images = Images(pixels, np.array([1, 0], np.int32), ("a", "b"), "ramp")
     assert images.shape == (1, 8, 16)
-    x, label = images[1]
+    x, label, _ = images[1]
     assert (x.shape, x.dtype, label, label.dtype) == (
         (1, 8, 16),
         np.float32,
@@ -141,7 +141,7 @@ def test_starting_very_late_looks_at_no_earlier_batch(monkeypatch):
 
 
 def test_batches_hold_the_images_of_their_labels():
-    for x, label in batches(numbered(200, side=3), batch_size=64, seed=1, stop=5):
+    for x, label, *_ in batches(numbered(200, side=3), batch_size=64, seed=1, stop=5):
         assert (x.shape, x.dtype) == ((64, 3, 3, 3), np.float32)
         assert (label.shape, label.dtype) == ((64,), np.int32)
         expected = np.broadcast_to(label[:, None, None, None], x.shape)

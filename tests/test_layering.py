@@ -1,6 +1,8 @@
 """The import graph of the package, read from its source."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,8 +14,9 @@ LAYERS = (
     {"nets"},
     {"_schedule"},
     {"_denoiser"},
-    {"_sampler"},
-    {"_segment", "_generate", "_teacher"},
+    {"_guidance", "_sampler"},
+    {"_dpm_solver", "_ode"},
+    {"_likelihood", "_segment", "_generate", "_teacher"},
     {"_loss"},
     {"_sharding"},
     {"_train"},
@@ -71,9 +74,21 @@ def test_heavy_libraries_stay_where_they_belong(path):
     assert "tyro" not in roots
     assert "orbax" not in roots or part(path) == "_checkpoint"
     assert "grain" not in roots or part(path) == "data"
+    assert "diffrax" not in roots or part(path) == "_ode"
 
 
 @modules
 def test_nothing_imports_a_recipe(path):
     recipes = {p.stem for p in (ROOT / "recipes").glob("*.py")} | {"recipes"}
     assert not recipes & {name.split(".")[0] for name in imports(path)}
+
+
+@pytest.mark.slow
+def test_importing_leaves_the_devices_to_the_user():
+    # Refused once JAX has started its devices, as jax.distributed would be.
+    code = (
+        "import mcmeqx, jax; jax.config.update('jax_num_cpu_devices', 3); "
+        "assert jax.device_count('cpu') == 3"
+    )
+    environment = {"PATH": "", "JAX_PLATFORMS": "cpu"}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)

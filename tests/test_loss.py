@@ -51,7 +51,7 @@ class Affine(AbstractNetwork):
     b: jax.Array
     schedule: Cosine
 
-    def __call__(self, z, logsnr, label=None, *, key=None):
+    def __call__(self, z, logsnr, label=None, *, guidance=None, key=None):
         t = time_of(logsnr, self.schedule).astype(z.dtype)
         return self.a.astype(z.dtype) * z + self.b.astype(z.dtype) * jnp.sin(3 * t)
 
@@ -62,7 +62,7 @@ class Answer(eqx.Module):
     x: jax.Array
     schedule: AbstractNoiseSchedule
 
-    def __call__(self, z, t, label=None, *, key=None):
+    def __call__(self, z, t, label=None, *, guidance=None, key=None):
         return self.x
 
 
@@ -72,9 +72,9 @@ class Spy:
     def __init__(self, model):
         self.model, self.schedule, self.calls = model, model.schedule, []
 
-    def __call__(self, z, t, label=None, *, key=None):
+    def __call__(self, z, t, label=None, *, guidance=None, key=None):
         self.calls.append((z, t, label, key))
-        return self.model(z, t, label, key=key)
+        return self.model(z, t, label, guidance=guidance, key=key)
 
     def at(self, extreme):
         """z and t of the recorded call with the later (max) or earlier (min) time."""
@@ -172,7 +172,7 @@ def test_one_teacher_step_a_segment_leaves_the_student_no_say(teacher):
         _, metrics = loss(spy, data, step=4, key=key)
         (z_t, t), (_, s) = spy.at(max), spy.at(min)
         arguments = (SCHEDULE, data, jnp.asarray(z_t, jnp.float32))
-        x = teacher.step_x(*arguments, jnp.float32(t), jnp.float32(s))
+        x = teacher.step(*arguments, jnp.float32(t), jnp.float32(s)).x
         estimate = np.asarray(model(jnp.asarray(z_t, jnp.float32), jnp.float32(t)))
         rms = np.sqrt(np.mean((np.asarray(x) - estimate) ** 2))
         assert float(metrics["x_distance"]) == pytest.approx(rms, rel=1e-5)
@@ -198,7 +198,7 @@ def test_the_target_of_addim_keeps_its_digits_in_float32_at_1280_steps(
     def target(x, x_hat, x_ref, z, segment, n):
         times = segments.times(jnp.int32(n_seg), segment, n)
         teacher = DistillationTeacher(Answer(x_hat, schedule), balanced=balanced)
-        first = teacher.step_x(schedule, Example(x), z, times.t, times.s)
+        first = teacher.step(schedule, Example(x), z, times.t, times.s).x
         return merge_steps(schedule, first, x_ref, times)
 
     segment, n = (a[:, 0].astype("i4") for a in (k // n_seg, i - k))
@@ -267,7 +267,7 @@ def test_the_teacher_gets_no_gradient():
     class Scale(AbstractNetwork):
         a: jax.Array
 
-        def __call__(self, z, logsnr, label=None, *, key=None):
+        def __call__(self, z, logsnr, label=None, *, guidance=None, key=None):
             return self.a * z
 
     teacher = DistillationTeacher(Denoiser(Scale(jnp.float32(0.1)), SCHEDULE))
@@ -368,7 +368,7 @@ def test_distilling_ddim_has_the_fixed_point_of_unit_gaussians(student_steps, n_
     total = student_steps * n_seg
 
     class FixedPoint(AbstractNetwork):
-        def __call__(self, z, logsnr, label=None, *, key=None):
+        def __call__(self, z, logsnr, label=None, *, guidance=None, key=None):
             step = jnp.rint(time_of(logsnr, SCHEDULE) * total)
             n = jnp.mod(step - 1, n_seg) + 1
             h = slope / total

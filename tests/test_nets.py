@@ -240,7 +240,7 @@ def test_a_denoiser_hands_label_and_key_to_a_network_in_its_own_precision():
     class Probe(AbstractNetwork):
         weight: jax.Array
 
-        def __call__(self, z, logsnr, label=None, *, key=None):
+        def __call__(self, z, logsnr, label=None, *, guidance=None, key=None):
             calls.append((z.dtype, logsnr.dtype, self.weight.dtype, label, key))
             return z
 

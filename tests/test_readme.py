@@ -10,6 +10,7 @@ README = (Path(__file__).parents[1] / "README.md").read_text()
 
 
 @pytest.mark.usefixtures("as_users_run")
+@pytest.mark.slow
 def test_the_snippet_in_python_runs():
     (snippet,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     assert "steps=100" in snippet

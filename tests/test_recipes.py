@@ -50,10 +50,10 @@ def tiny_demo(monkeypatch, tmp_path, few_images):
     monkeypatch.chdir(tmp_path)
 
 
-def tiny_config(**changes) -> Config:
+def tiny_config(kind=cd_imagenet64.Config, **changes) -> Config:
     training = Training(teacher_iterations=3, iterations=3)
     fields = {"steps": 2, "training": training, "evaluation": Evaluation(samples=9)}
-    return Config(**(fields | changes))
+    return kind(**(fields | changes))
 
 
 def rows_of(table: Path) -> list[dict]:
@@ -62,7 +62,9 @@ def rows_of(table: Path) -> list[dict]:
 
 
 def test_cd_makes_table_picture_and_checkpoints_then_finishes_again(capsys):
-    table = cd_imagenet64.main(tiny_config(teacher="scratch"))
+    solver = cd_imagenet64.TeacherSolver(kind="heun", substeps=2)
+    options = {"teacher": "scratch", "teacher_solver": solver}
+    table = cd_imagenet64.main(tiny_config(**options))
     printed = capsys.readouterr().out
     assert "DEMO, NOT IMAGENET" in printed[:200]
     rows = rows_of(table)
@@ -84,20 +86,26 @@ def test_cd_makes_table_picture_and_checkpoints_then_finishes_again(capsys):
     assert not [p for p in run.rglob("*") if "part" in p.name.lower()]
     assert all(str(p) in printed for p in (table, table.parent / "samples.png", run))
 
+    lines = (run / "student.jsonl").read_text().splitlines()
+    assert json.loads(lines[-1])["teacher_evaluations"] == 4
+    config = json.loads((run / "config.json").read_text())
+    assert config["teacher_solver.kind"] == "heun"
+
     models = {p: p.read_bytes() for p in run.glob("*.eqx")}
     assert {p.name for p in models} == {"teacher.eqx", "student.eqx"}
     before = table.read_text()
-    again = cd_imagenet64.main(tiny_config(teacher="scratch"))
+    again = cd_imagenet64.main(tiny_config(**options))
     assert again.read_text() == before
     assert models == {p: p.read_bytes() for p in models}
     with pytest.raises(ValueError, match="seed=0"):
-        cd_imagenet64.main(tiny_config(teacher="scratch", seed=1))
+        cd_imagenet64.main(tiny_config(**options, seed=1))
     with pytest.raises(ValueError, match="recipe=cd"):
-        ct_imagenet64.main(tiny_config(teacher="scratch", out=run))
+        ct_imagenet64.main(tiny_config(Config, teacher="scratch", out=run))
 
 
+@pytest.mark.slow
 def test_ct_starts_from_the_embedded_teacher_and_can_be_measured_again():
-    config = tiny_config(steps=1)
+    config = tiny_config(Config, steps=1)
     table = ct_imagenet64.main(config)
     run = table.parents[1]
     assert not (run / "teacher.eqx").exists()
@@ -117,7 +125,7 @@ def test_ct_starts_from_the_embedded_teacher_and_can_be_measured_again():
 class Gain(AbstractNetwork):
     a: jax.Array
 
-    def __call__(self, z, logsnr, label=None, *, key=None):
+    def __call__(self, z, logsnr, label=None, *, guidance=None, key=None):
         return self.a * z
 
 
@@ -159,6 +167,35 @@ def test_training_cut_in_the_middle_ends_with_the_same_average(few_images):
     assert train_gain("raw", few_images, ema_decay=0.0) != whole
 
 
+def test_each_teacher_solver_is_the_teacher_it_names():
+    model = _stages.new_denoiser(_stages.DEMO, jax.random.key(0))
+
+    def built(**options):
+        return cd_imagenet64.TeacherSolver(**options).build(model)
+
+    assert built().x_var_fraction == 0.75
+    assert built(kind="ddim").x_var_fraction == 0.0
+    for kind in cd_imagenet64.SOLVERS:
+        assert type(built(kind=kind).solver).__name__.lower() == kind
+    adaptive = built(kind="tsit5", tolerance=1e-3).stepsize_controller
+    assert (adaptive.rtol, adaptive.atol) == (1e-3, 1e-3)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"substeps": 0},
+        {"substeps": 2},
+        {"kind": "euler", "tolerance": 1e-3},
+        {"kind": "heun", "tolerance": -1.0},
+    ],
+    ids=str,
+)
+def test_a_teacher_solver_refuses_options_that_it_does_not_have(options):
+    with pytest.raises(ValueError, match=r"substeps|tolerance"):
+        cd_imagenet64.TeacherSolver(**options)
+
+
 def test_teacher_recipe_writes_a_model_that_the_others_take():
     config = teacher_imagenet64.Config(out=Path("teacher"), iterations=1)
     path = teacher_imagenet64.main(config)
@@ -168,6 +205,17 @@ def test_teacher_recipe_writes_a_model_that_the_others_take():
     assert given.iterations == name
     assert len(str(sha256)) == 64
     assert json.loads((path.parent / "config.json").read_text())["batch_size"] == 8
+    on = teacher_imagenet64.Config(
+        start_from=path, out=Path("on"), iterations=1, learning_rate=1e-30
+    )
+    start, end = (
+        mc.load_model(p, _stages.denoiser_shapes(_stages.DEMO))
+        for p in (path, teacher_imagenet64.main(on))
+    )
+    for a, b in zip(*map(jax.tree.leaves, (start, end)), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-12)
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        teacher_imagenet64.main(teacher_imagenet64.Config(start_from=Path("nowhere")))
 
 
 @pytest.mark.parametrize(

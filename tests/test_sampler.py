@@ -26,6 +26,7 @@ from mcmeqx import (
     DDPM,
     Cosine,
     Denoiser,
+    DPMSolver,
     Example,
     Heun,
     MeasuredVariance,
@@ -41,7 +42,7 @@ from mcmeqx import (
 )
 from mcmeqx.nets import MLPConfig
 
-SAMPLERS = (DDIM(), ADDIM(), ADDIM(balanced=True), DDPM(), Heun())
+SAMPLERS = (DDIM(), ADDIM(), ADDIM(balanced=True), DDPM(), Heun(), DPMSolver())
 STEPS = [(0.9, 0.1), (0.5, 0.49), (1 / 1280, 0.0), (1.0, 1 - 1 / 1280), (1.0, 0.0)]
 KEY = jax.random.key(0)
 
@@ -310,17 +311,17 @@ def test_many_steps_give_the_variance_of_the_data(sampler):
 
 
 @samplers
-def test_a_step_keeps_shape_and_dtype_and_is_the_same_under_jit(sampler):
+def test_steps_keep_shape_and_dtype_and_are_the_same_under_jit(sampler):
     schedule, z = Cosine(), normal(2, 3, 4).astype(jnp.float32)
     denoise = gaussian_denoiser(schedule, 0.5)
 
-    def step(z, t, s):
-        return sampler.step(denoise, schedule, z, t, s, key=KEY)
+    def run(z, ts):
+        return sample(denoise, sampler, schedule, z, ts, key=KEY)
 
-    times = jnp.float32(0.75), jnp.float32(0.5)
-    out = step(z, *times)
+    ts = jnp.asarray([0.75, 0.5, 0.4], jnp.float32)
+    out = run(z, ts)
     assert (out.shape, out.dtype) == (z.shape, z.dtype)
-    np.testing.assert_allclose(jax.jit(step)(z, *times), out, atol=1e-5)
+    np.testing.assert_allclose(jax.jit(run)(z, ts), out, atol=1e-5)
 
 
 def test_analytic_variance_is_a_tenth_of_the_posterior_of_variance_half():

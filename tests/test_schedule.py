@@ -112,3 +112,12 @@ def test_noise_and_velocity_come_back_from_the_mixture(schedule, t):
 def test_a_schedule_that_cannot_be_names_the_value(build, message):
     with pytest.raises(ValueError, match=message):
         build()
+
+
+@schedules
+def test_the_rate_of_the_angle_is_its_derivative(schedule):
+    h, ts = 1e-6, np.array([0.001, 0.3, 0.5, 0.8, 0.999])
+    expected = (theta(schedule, ts + h) - theta(schedule, ts - h)) / (2 * h)
+    rate = jax.jit(jax.vmap(schedule.angle_rate))
+    np.testing.assert_allclose(rate(ts), expected, rtol=1e-6)
+    np.testing.assert_allclose(rate(ts.astype(np.float32)), expected, rtol=1e-5)

@@ -57,6 +57,7 @@ def test_draws_have_the_moments_of_the_mixture():
     np.testing.assert_allclose(np.cov(x.T), (0.5 + std**2) * np.eye(2), atol=error)
 
 
+@pytest.mark.slow
 def test_recipe_runs_prints_again_and_refuses_another_config(
     tmp_path, capsys, as_users_run
 ):

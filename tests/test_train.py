@@ -218,7 +218,7 @@ class Gains(AbstractNetwork):
 
     gain: jax.Array
 
-    def __call__(self, z, logsnr, label=None, *, key=None):
+    def __call__(self, z, logsnr, label=None, *, guidance=None, key=None):
         quarter = jnp.rint(4 * time_of(logsnr, Cosine())).astype(jnp.int32)
         return self.gain[quarter - 1] * z
 

@@ -19,8 +19,9 @@ from mcmeqx._types import Label, Sample, ScalarLike
 from mcmeqx.nets._network import AbstractNetwork
 
 Model = Any
-"""Whatever a loss trains or a teacher asks: `model(z, t, label, *, key)` gives x for
-one example, and `model.schedule` is its schedule. A `Denoiser`, or an exact oracle."""
+"""Whatever a loss trains or a teacher asks: `model(z, t, label, *, guidance, key)`
+gives x for one example, and `model.schedule` is its schedule. A `Denoiser`, a `Guided`
+one, or an exact oracle."""
 
 Parameterisation = Callable[[AbstractNoiseSchedule, Sample, Sample, ScalarLike], Sample]
 
@@ -64,16 +65,19 @@ class Denoiser(eqx.Module):
         t: ScalarLike,
         label: Label = None,
         *,
+        guidance: ScalarLike | None = None,
         key: Key[Array, ""] | None = None,
     ) -> Sample:
         """The estimate of x for one noisy example, in the shape and dtype of `z`.
 
-        `t` lies in [0, 1]. A `key` turns dropout on; without one the call is
+        `t` lies in [0, 1]. `guidance` is the scale of a student that takes one, and
+        None for every other network. A `key` turns dropout on; without one the call is
         deterministic.
         """
         logsnr = jnp.asarray(self.schedule.logsnr(t), jnp.float32)
         network = jax.tree.map(self._cast, self.network)
-        out = network(z.astype(self.dtype), logsnr, label, key=key)
+        z_in = z.astype(self.dtype)
+        out = network(z_in, logsnr, label, guidance=guidance, key=key)
         return self.to_x(self.schedule, z, out.astype(z.dtype), t)
 
     def _cast(self, leaf: Any) -> Any:

@@ -7,28 +7,30 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 from tqdm import tqdm
 
-from mcmeqx._denoiser import Denoiser, Model
+from mcmeqx._denoiser import Model
 from mcmeqx._sampler import AbstractSampler, MeasuredVariance, sample
 from mcmeqx._types import Example
 
 
 @eqx.filter_jit
-def _sample_batch(model, sampler, ts, noise, labels, keys):
+def _sample_batch(model, sampler, ts, noise, labels, guidance, keys):
     def one(z, label, key):
-        return sample(
-            lambda z, t: model(z, t, label), sampler, model.schedule, z, ts, key=key
-        )
+        def denoise(z, t):
+            return model(z, t, label, guidance=guidance)
+
+        return sample(denoise, sampler, model.schedule, z, ts, key=key)
 
     return jax.vmap(one)(noise, labels, keys)
 
 
 def generate(
-    model: Denoiser,
+    model: Model,
     sampler: AbstractSampler,
     ts: np.ndarray,
     noise: Float[Array, "n *shape"] | Float[np.ndarray, "n *shape"],
     labels: Int[Array, " labels"] | Int[np.ndarray, " labels"] | None = None,
     *,
+    guidance: float | None = None,
     key: Key[Array, ""],
     batch_size: int = 64,
     describe: str | None = None,
@@ -38,7 +40,8 @@ def generate(
     Row i depends on `noise[i]`, `labels[i]`, `key` and i alone, so that two models
     given the same rows can be compared picture by picture and the batch size changes
     nothing but speed. One executable serves every batch; `ts` is traced, so grids of
-    equal length share it. `describe` names a progress bar.
+    equal length share it. `guidance` is the scale for a student that takes one, traced
+    too. `describe` names a progress bar.
 
     Raises ValueError if `noise` is empty, `labels` differ in number or `batch_size` is
     not positive.
@@ -52,6 +55,7 @@ def generate(
     if labels is not None and len(labels) != n:
         raise ValueError(f"generate got {n} rows of noise but {len(labels)} labels")
     batch_size = min(batch_size, n)
+    scale = None if guidance is None else jnp.float32(guidance)
     keys = jax.random.split(key, n)
     ts = np.asarray(ts, np.float32 if noise.dtype == np.float32 else np.float64)
     out = []
@@ -61,7 +65,9 @@ def generate(
         batch_labels = None if labels is None else labels[rows]
         out.append(
             np.asarray(
-                _sample_batch(model, sampler, ts, noise[rows], batch_labels, keys[rows])
+                _sample_batch(
+                    model, sampler, ts, noise[rows], batch_labels, scale, keys[rows]
+                )
             )
         )
     return np.concatenate(out)[:n]

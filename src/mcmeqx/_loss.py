@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Key
 
 from mcmeqx._denoiser import Model
+from mcmeqx._guidance import with_null
 from mcmeqx._sampler import ddim
 from mcmeqx._segment import Segments, merge_steps
 from mcmeqx._teacher import AbstractTeacher
@@ -86,6 +87,15 @@ class DiffusionLoss(AbstractLoss):
 
     weighting: Weighting = eqx.field(default=snr_plus_one, static=True)
     """Weight as a function of logsnr."""
+    label_dropout: float = eqx.field(default=0.0, static=True)
+    """Share of examples that train the null class, for classifier-free guidance."""
+
+    def __check_init__(self):
+        if not 0.0 <= self.label_dropout <= 1.0:
+            raise ValueError(
+                f"label_dropout is a share of examples, in [0, 1], "
+                f"got {self.label_dropout}"
+            )
 
     def __call__(
         self,
@@ -96,11 +106,15 @@ class DiffusionLoss(AbstractLoss):
         key: Key[Array, ""],
     ) -> tuple[Scalar, dict[str, Scalar]]:
         """The loss at one uniform time in [0, 1]."""
-        time_key, noise_key, dropout_key = jax.random.split(key, 3)
-        x, schedule = example.x, model.schedule
+        time_key, noise_key, dropout_key, label_key = jax.random.split(key, 4)
+        x, label, schedule = example.x, example.label, model.schedule
         t = jax.random.uniform(time_key, (), jnp.float32)
         z = schedule.diffuse(x, jax.random.normal(noise_key, x.shape, x.dtype), t)
-        square = jnp.mean((x - model(z, t, example.label, key=dropout_key)) ** 2)
+        if self.label_dropout:
+            drop = jax.random.bernoulli(label_key, self.label_dropout)
+            labels = with_null(model, z, t, label)
+            label = labels[drop.astype(jnp.int32)]
+        square = jnp.mean((x - model(z, t, label, key=dropout_key)) ** 2)
         loss = self.weighting(jnp.asarray(schedule.logsnr(t))) * square
         return loss, {"loss": loss, "x_mse": square}
 
@@ -139,6 +153,17 @@ class MultistepConsistencyLoss(AbstractLoss):
     """Weight as a function of logsnr."""
     distance: PseudoHuber = PseudoHuber()
     """Distance between target and estimate of x."""
+    guidance_range: tuple[float, float] | None = eqx.field(default=None, static=True)
+    """Scales g that the student learns, uniform; None for a student that takes none."""
+
+    def __check_init__(self):
+        if self.guidance_range is None:
+            return
+        low, high = self.guidance_range
+        if not 0.0 <= low < high:
+            raise ValueError(
+                f"guidance_range is 0 <= low < high, got {self.guidance_range}"
+            )
 
     def __call__(
         self,
@@ -149,22 +174,34 @@ class MultistepConsistencyLoss(AbstractLoss):
         key: Key[Array, ""],
     ) -> tuple[Scalar, dict[str, Scalar]]:
         """The weighted distance at one random teacher step of one random segment."""
-        time_key, noise_key, dropout_key = jax.random.split(key, 3)
+        time_key, noise_key, dropout_key, scale_key = jax.random.split(key, 4)
+        if self.guidance_range is not None:
+            low, high = self.guidance_range
+            scale = jax.random.uniform(scale_key, (), jnp.float32, low, high)
+            example = example._replace(guidance=scale)
         x, schedule = example.x, model.schedule
         steps = self.teacher_steps(step)
         times = self.segments.draw(steps, key=time_key)
 
         def student(z: Sample, t: Scalar) -> Sample:
-            return model(z, t, example.label, key=dropout_key)
+            label, scale = example.label, example.guidance
+            return model(z, t, label, guidance=scale, key=dropout_key)
 
         z_t = schedule.diffuse(
             x, jax.random.normal(noise_key, x.shape, x.dtype), times.t
         )
-        x_teacher = self.teacher.step_x(schedule, example, z_t, times.t, times.s)
+        x_teacher, evaluations = self.teacher.step(
+            schedule, example, z_t, times.t, times.s
+        )
         z_s = ddim(schedule, z_t, x_teacher, times.t, times.s)
         x_ref = student(z_s, times.s)
         target = jax.lax.stop_gradient(merge_steps(schedule, x_teacher, x_ref, times))
         distance = self.distance(target - student(z_t, times.t))
         loss = self.weighting(jnp.asarray(schedule.logsnr(times.t))) * distance
-        metrics = {"loss": loss, "x_distance": distance, "teacher_steps": steps}
+        metrics = {
+            "loss": loss,
+            "x_distance": distance,
+            "teacher_steps": jnp.asarray(steps),
+            "teacher_evaluations": jnp.asarray(evaluations, jnp.float32),
+        }
         return loss, metrics

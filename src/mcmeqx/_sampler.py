@@ -155,7 +155,23 @@ class MeasuredVariance(eqx.Module):
 
 
 class AbstractSampler(eqx.Module):
-    """A rule that takes z from t to s with a few calls of a denoiser."""
+    """A rule that takes z along a falling grid of times with calls of a denoiser."""
+
+    @abstractmethod
+    def run(
+        self,
+        denoise: DenoiseFn,
+        schedule: AbstractNoiseSchedule,
+        z: Sample,
+        ts: Float[Array, " times"],
+        *,
+        key: Key[Array, ""],
+    ) -> Sample:
+        """`z` at `ts[-1]`, from `z` at `ts[0]`, in its shape and dtype."""
+
+
+class AbstractStepSampler(AbstractSampler):
+    """A sampler whose steps know nothing of each other."""
 
     @abstractmethod
     def step(
@@ -170,8 +186,26 @@ class AbstractSampler(eqx.Module):
     ) -> Sample:
         """`z_s`, in the shape and dtype of `z`."""
 
+    def run(
+        self,
+        denoise: DenoiseFn,
+        schedule: AbstractNoiseSchedule,
+        z: Sample,
+        ts: Float[Array, " times"],
+        *,
+        key: Key[Array, ""],
+    ) -> Sample:
+        """`step` from each time to the next: one `lax.scan`."""
 
-class DDIM(AbstractSampler):
+        def body(z: Sample, inputs: tuple[Scalar, Scalar, Key[Array, ""]]):
+            t, s, step_key = inputs
+            return self.step(denoise, schedule, z, t, s, key=step_key), None
+
+        keys = jax.random.split(key, ts.shape[0] - 1)
+        return jax.lax.scan(body, z, (ts[:-1], ts[1:], keys))[0]
+
+
+class DDIM(AbstractStepSampler):
     """Deterministic first-order sampling; the student's only sampler (Alg. 2)."""
 
     def step(
@@ -188,7 +222,7 @@ class DDIM(AbstractSampler):
         return ddim(schedule, z, denoise(z, t), t, s)
 
 
-class ADDIM(AbstractSampler):
+class ADDIM(AbstractStepSampler):
     """Adjusted DDIM, the paper's teacher sampler (Alg. 3)."""
 
     x_var: VarianceFn = analytic_x_var
@@ -212,7 +246,7 @@ class ADDIM(AbstractSampler):
         return addim(schedule, z, x, t, s, x_var=x_var, balanced=self.balanced)
 
 
-class DDPM(AbstractSampler):
+class DDPM(AbstractStepSampler):
     """Ancestral sampling: the posterior of the forward process at the estimated x."""
 
     def step(
@@ -229,7 +263,7 @@ class DDPM(AbstractSampler):
         return ddpm(schedule, z, denoise(z, t), t, s, key=key)
 
 
-class Heun(AbstractSampler):
+class Heun(AbstractStepSampler):
     """Second order, two evaluations a step: the trapezoid rule for `dz/dtheta = v`.
 
     A mean of x at both ends would be the shorter code, but its error falls only like
@@ -283,10 +317,4 @@ def sample(
     example; `generate` is the batched edge.
     """
     ts = jnp.asarray(ts, jnp.result_type(z))
-
-    def body(z: Sample, inputs: tuple[Scalar, Scalar, Key[Array, ""]]):
-        t, s, step_key = inputs
-        return sampler.step(denoise, schedule, z, t, s, key=step_key), None
-
-    keys = jax.random.split(key, ts.shape[0] - 1)
-    return jax.lax.scan(body, z, (ts[:-1], ts[1:], keys))[0]
+    return sampler.run(denoise, schedule, z, ts, key=key)

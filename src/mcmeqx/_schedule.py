@@ -44,6 +44,13 @@ class AbstractNoiseSchedule(eqx.Module):
         """The factor of the noise at time t, in (0, 1)."""
         return jnp.exp(-0.5 * jax.nn.softplus(self.logsnr(t)))
 
+    def angle_rate(self, t: ScalarLike) -> Scalar:
+        """`d theta_t / dt` in radians, positive: the slope of `sin_gap` at `dt = 0`."""
+        zero = jnp.zeros_like(jnp.asarray(t))
+        return jax.jvp(lambda dt: self.sin_gap(t, dt), (zero,), (jnp.ones_like(zero),))[
+            1
+        ]
+
     def diffuse(self, x: Sample, eps: Sample, t: ScalarLike) -> Sample:
         """`z_t = alpha_t x + sigma_t eps`, in the shape of `x`."""
         return self.alpha(t) * x + self.sigma(t) * eps

@@ -6,45 +6,67 @@ which no small difference of large numbers is ever taken.
 """
 
 from abc import abstractmethod
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 
 from mcmeqx._denoiser import Model
+from mcmeqx._guidance import Guidance, guided_pair
+from mcmeqx._ode import Solver, StepSizeController, fixed_steps, flow_x
 from mcmeqx._sampler import addim_x
 from mcmeqx._schedule import AbstractNoiseSchedule
 from mcmeqx._types import Example, Sample, ScalarLike
+
+
+class TeacherStep(NamedTuple):
+    """One step of a teacher and what it cost."""
+
+    x: Sample
+    """The x with which `ddim(schedule, z, x, t, s)` is the teacher's z_s."""
+    evaluations: ScalarLike
+    """Calls of the teacher's network."""
 
 
 class AbstractTeacher(eqx.Module):
     """One small deterministic step along the teacher's trajectory."""
 
     @abstractmethod
-    def step_x(
+    def step(
         self,
         schedule: AbstractNoiseSchedule,
         example: Example,
         z: Sample,
         t: ScalarLike,
         s: ScalarLike,
-    ) -> Sample:
-        """The x with which `ddim(schedule, z, x, t, s)` is the teacher's z_s."""
+    ) -> TeacherStep:
+        """From `z` at t to s < t."""
 
 
 class DataTeacher(AbstractTeacher):
     """The data point itself: consistency training, which needs no teacher model."""
 
-    def step_x(
+    def step(
         self,
         schedule: AbstractNoiseSchedule,
         example: Example,
         z: Sample,
         t: ScalarLike,
         s: ScalarLike,
-    ) -> Sample:
+    ) -> TeacherStep:
         """`example.x`: its z_s is `alpha_s x + sigma_s eps`."""
-        return example.x
+        return TeacherStep(example.x, 0)
+
+
+def _check_schedule(
+    teacher: AbstractNoiseSchedule, student: AbstractNoiseSchedule
+) -> None:
+    if teacher != student:
+        raise ValueError(
+            f"the student's schedule is {student}, its teacher's is {teacher}: they "
+            "must be the same"
+        )
 
 
 class DistillationTeacher(AbstractTeacher):
@@ -56,6 +78,8 @@ class DistillationTeacher(AbstractTeacher):
     """eta: x_var is eta `|x_hat - x|^2 / d` of this example; 0 makes the step DDIM."""
     balanced: bool = eqx.field(default=False, static=True)
     """Use the norm-balanced factor of `addim_x`."""
+    guidance: Guidance | None = None
+    """How the teacher is guided; x_var is the unguided prediction's (app. A.1)."""
 
     def __check_init__(self):
         if not 0.0 <= self.x_var_fraction <= 1.0:
@@ -64,24 +88,69 @@ class DistillationTeacher(AbstractTeacher):
                 f"got {self.x_var_fraction}"
             )
 
-    def step_x(
+    def step(
         self,
         schedule: AbstractNoiseSchedule,
         example: Example,
         z: Sample,
         t: ScalarLike,
         s: ScalarLike,
-    ) -> Sample:
+    ) -> TeacherStep:
         """The teacher's estimate of x with aDDIM's correction.
 
         Raises ValueError if the student's schedule is not the teacher's own.
         """
-        if self.denoiser.schedule != schedule:
-            raise ValueError(
-                f"the student's schedule is {schedule}, its teacher's is "
-                f"{self.denoiser.schedule}: they must be the same"
-            )
-        x = self.denoiser(z, t, example.label)
-        x_var = self.x_var_fraction * jnp.mean((x - example.x) ** 2)
+        _check_schedule(self.denoiser.schedule, schedule)
+        x, unguided = guided_pair(
+            self.denoiser, self.guidance, z, t, example.label, example.guidance
+        )
+        x_var = self.x_var_fraction * jnp.mean((unguided - example.x) ** 2)
         shifted = addim_x(schedule, z, x, t, s, x_var=x_var, balanced=self.balanced)
-        return jax.lax.stop_gradient(shifted)
+        calls = 1 if self.guidance is None else 2
+        return TeacherStep(jax.lax.stop_gradient(shifted), calls)
+
+
+class ODETeacher(AbstractTeacher):
+    """A trained denoiser's probability flow from t to s, solved by diffrax."""
+
+    denoiser: Model
+    """The teacher model; it sees no dropout and gets no gradient."""
+    solver: Solver
+    """An explicit Runge-Kutta method of diffrax: Euler, Heun, Dopri5, ..."""
+    stepsize_controller: StepSizeController = eqx.field(
+        default_factory=lambda: fixed_steps(1)
+    )
+    """`fixed_steps(n)` or `adaptive_steps(tolerance)` between t and s."""
+    guidance: Guidance | None = None
+    """How the teacher is guided."""
+
+    def step(
+        self,
+        schedule: AbstractNoiseSchedule,
+        example: Example,
+        z: Sample,
+        t: ScalarLike,
+        s: ScalarLike,
+    ) -> TeacherStep:
+        """Where the flow leads; `evaluations` is the example's own number of calls.
+
+        Raises ValueError if the student's schedule is not the teacher's own, and the
+        solver's errors (see `probability_flow`).
+        """
+        _check_schedule(self.denoiser.schedule, schedule)
+
+        def denoise(z: Sample, t: ScalarLike) -> Sample:
+            label, scale = example.label, example.guidance
+            return guided_pair(self.denoiser, self.guidance, z, t, label, scale)[0]
+
+        x, evaluations = flow_x(
+            denoise,
+            schedule,
+            z,
+            t,
+            s,
+            solver=self.solver,
+            stepsize_controller=self.stepsize_controller,
+        )
+        calls = evaluations if self.guidance is None else 2 * evaluations
+        return TeacherStep(jax.lax.stop_gradient(x), calls)

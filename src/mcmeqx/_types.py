@@ -13,6 +13,8 @@ Sample = Float[Array, "*shape"]
 Scalar = Float[Array, ""]
 ScalarLike = Float[Array, ""] | Int[Array, ""] | float | int
 Label = Int[Array, ""] | int | None
+NULL_LABEL = -1
+"""The label of no class, for networks that have a null class."""
 DenoiseFn = Callable[[Sample, ScalarLike], Sample]
 
 
@@ -22,4 +24,6 @@ class Example(NamedTuple):
     x: Float[Array, "*shape"]
     """Clean sample; images are channel first, in [-1, 1]."""
     label: Int[Array, "*batch"] | None = None
-    """Class index in [0, classes), or None without classes."""
+    """Class index in [0, classes), -1 for the null class, or None without classes."""
+    guidance: Float[Array, "*batch"] | None = None
+    """Guidance scale g >= 0 of a model that takes one; None for all others."""

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import jax
 from jaxtyping import Array, Key
 
-from mcmeqx._types import Label, Sample, Scalar
+from mcmeqx._types import Label, Sample, Scalar, ScalarLike
 from mcmeqx.nets._layers import Dense, film
-from mcmeqx.nets._network import AbstractNetwork, Embedding
+from mcmeqx.nets._network import AbstractNetwork, Embedding, check_conditioning
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,10 @@ class MLPConfig:
     """Hidden layers after the first."""
     classes: int | None = None
     """Number of classes; None for an unconditional network."""
+    null_class: bool = False
+    """One more class, of label -1 or None: no class, as guidance needs it."""
+    guidance_input: bool = False
+    """Take a guidance scale as a further input."""
     embedding: int = 64
     """Width of the vector of noise level and class; even, at least 4."""
 
@@ -35,14 +39,7 @@ class MLPConfig:
                 raise ValueError(
                     f"MLPConfig.{name} is at least 1, got {getattr(self, name)}"
                 )
-        if self.embedding < 4 or self.embedding % 2:
-            raise ValueError(
-                f"MLPConfig.embedding is even and at least 4, got {self.embedding}"
-            )
-        if self.classes is not None and self.classes < 1:
-            raise ValueError(
-                f"MLPConfig.classes is None or at least 1, got {self.classes}"
-            )
+        check_conditioning("MLPConfig", self.embedding, self.classes, self.null_class)
 
     def build(self, *, key: Key[Array, ""]) -> "MLP":
         """A freshly initialised network; its first output is zero."""
@@ -61,7 +58,13 @@ class MLP(AbstractNetwork):
     def __init__(self, config: MLPConfig, *, key: Key[Array, ""]) -> None:
         embed_key, first_key, last_key, films_key, layers_key = jax.random.split(key, 5)
         width = config.width
-        self.embed = Embedding(config.embedding, config.classes, key=embed_key)
+        self.embed = Embedding(
+            config.embedding,
+            config.classes,
+            null_class=config.null_class,
+            guidance_input=config.guidance_input,
+            key=embed_key,
+        )
         self.first = Dense(config.size, width, key=first_key)
         self.films = tuple(
             Dense(config.embedding, 2 * width, key=k)
@@ -79,10 +82,11 @@ class MLP(AbstractNetwork):
         logsnr: Scalar,
         label: Label = None,
         *,
+        guidance: ScalarLike | None = None,
         key: Key[Array, ""] | None = None,
     ) -> Sample:
         """The raw prediction for one vector (size,); there is no dropout to key."""
-        emb = self.embed(logsnr, label)
+        emb = self.embed(logsnr, label, guidance)
         h = self.first(z)
         for to_film, layer in zip(self.films, self.layers, strict=True):
             h = h + layer(jax.nn.silu(film(h, to_film(emb))))

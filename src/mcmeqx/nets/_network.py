@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from mcmeqx._types import Label, Sample, Scalar
+from mcmeqx._types import NULL_LABEL, Label, Sample, Scalar, ScalarLike
 
 
 class AbstractNetwork(eqx.Module):
@@ -21,11 +21,13 @@ class AbstractNetwork(eqx.Module):
         logsnr: Scalar,
         label: Label = None,
         *,
+        guidance: ScalarLike | None = None,
         key: Key[Array, ""] | None = None,
     ) -> Sample:
         """The raw prediction for one example, in the shape and dtype of `z`.
 
-        `logsnr` is float32, in nats, finite. `key` drives dropout; None turns it off.
+        `logsnr` is float32, in nats, finite. `guidance` is the scale for a network that
+        takes one. `key` drives dropout; None turns it off.
         """
 
 
@@ -48,36 +50,91 @@ def noise_level_features(
     return jnp.concatenate([jnp.sin(frequencies * u), jnp.cos(frequencies * u)])
 
 
+GUIDANCE_FEATURES = 32
+
+
+def check_conditioning(
+    owner: str, embedding: int, classes: int | None, null_class: bool
+) -> None:
+    """ValueError, naming the field of `owner`, for what no `Embedding` can be."""
+    if embedding < 4 or embedding % 2:
+        raise ValueError(f"{owner}.embedding is even and at least 4, got {embedding}")
+    if classes is not None and classes < 1:
+        raise ValueError(f"{owner}.classes is None or at least 1, got {classes}")
+    if null_class and classes is None:
+        raise ValueError(f"{owner}.null_class needs classes, got classes=None")
+
+
+def guidance_features(g: ScalarLike) -> Float[Array, " features"]:
+    """Sines and cosines of `g / (1 + g)`, for a guidance scale g >= 0."""
+    u = jnp.asarray(g, jnp.float32)
+    multiples = jnp.arange(1, GUIDANCE_FEATURES // 2 + 1, dtype=u.dtype)
+    phases = 0.5 * math.pi * (u / (1.0 + u)) * multiples
+    return jnp.concatenate([jnp.sin(phases), jnp.cos(phases)])
+
+
 class Embedding(eqx.Module):
     """The conditioning vector: swish of a linear map of the noise level plus the class.
 
     One layer here, since every block has a layer of its own behind it: with two the
-    large ImageNet networks would have more parameters than the paper counts.
+    large ImageNet networks would have more parameters than the paper counts. The map of
+    the guidance scale starts at zero, so that a network given one is unchanged by it.
     """
 
     project: eqx.nn.Linear
     classes: Float[Array, "classes width"] | None
+    guidance: Float[Array, "width features"] | None
+    null_class: bool = eqx.field(static=True)
 
-    def __init__(self, width: int, classes: int | None, *, key: Key[Array, ""]):
+    def __init__(
+        self,
+        width: int,
+        classes: int | None,
+        *,
+        null_class: bool = False,
+        guidance_input: bool = False,
+        key: Key[Array, ""],
+    ):
         project_key, class_key = jax.random.split(key)
         self.project = eqx.nn.Linear(
             min(width, 256), width, dtype=jnp.float32, key=project_key
         )
-        self.classes = (
-            None
-            if classes is None
-            else 0.5 * jax.random.normal(class_key, (classes, width), jnp.float32)
-        )
+        self.null_class = null_class
+        self.classes = None
+        if classes is not None:
+            shape = (classes + null_class, width)
+            self.classes = 0.5 * jax.random.normal(class_key, shape, jnp.float32)
+        self.guidance = None
+        if guidance_input:
+            self.guidance = jnp.zeros((width, GUIDANCE_FEATURES), jnp.float32)
 
-    def __call__(self, logsnr: Scalar, label: Label) -> Float[Array, " width"]:
-        """The vector for one example; ValueError if classes and label do not agree."""
+    def __call__(
+        self, logsnr: Scalar, label: Label, guidance: ScalarLike | None = None
+    ) -> Float[Array, " width"]:
+        """The vector for one example.
+
+        The null class is the last row, which label -1 reaches from the end. ValueError
+        if label or guidance are missing, or given and not taken.
+        """
+        if label is None and self.null_class:
+            label = NULL_LABEL
         if (self.classes is None) != (label is None):
             raise ValueError(
-                "a network with classes needs a label and one without takes none: "
+                "a network with classes needs a label, unless it has a null class, and "
+                "one without takes none: "
                 f"classes={None if self.classes is None else len(self.classes)}, "
                 f"label={'None' if label is None else 'given'}"
+            )
+        if (self.guidance is None) != (guidance is None):
+            raise ValueError(
+                "a network with guidance_input needs a guidance scale and one without "
+                f"takes none: guidance={'None' if guidance is None else 'given'}"
             )
         weight = self.project.weight
         features = noise_level_features(logsnr, weight.shape[1]).astype(weight.dtype)
         h = self.project(features)
-        return jax.nn.silu(h if self.classes is None else h + self.classes[label])
+        if self.classes is not None:
+            h = h + self.classes[label]
+        if self.guidance is not None and guidance is not None:
+            h = h + self.guidance @ guidance_features(guidance).astype(weight.dtype)
+        return jax.nn.silu(h)

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from mcmeqx._types import Label, Sample, Scalar
+from mcmeqx._types import Label, Sample, Scalar, ScalarLike
 from mcmeqx.nets._layers import (
     Conv,
     Dense,
@@ -27,7 +27,7 @@ from mcmeqx.nets._layers import (
     TransformerBlock,
     Vector,
 )
-from mcmeqx.nets._network import AbstractNetwork, Embedding
+from mcmeqx.nets._network import AbstractNetwork, Embedding, check_conditioning
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,10 @@ class UViTConfig:
     """Channels of the image."""
     classes: int | None = None
     """Number of classes; None for an unconditional network."""
+    null_class: bool = False
+    """One more class, of label -1 or None: no class, as guidance needs it."""
+    guidance_input: bool = False
+    """Take a guidance scale as a further input."""
     embedding: int = 1024
     """Width of the vector of noise level and class."""
     head_width: int = 64
@@ -73,14 +77,7 @@ class UViTConfig:
                 raise ValueError(
                     f"UViTConfig.{name} is at least 1, got {getattr(self, name)}"
                 )
-        if self.classes is not None and self.classes < 1:
-            raise ValueError(
-                f"UViTConfig.classes is None or at least 1, got {self.classes}"
-            )
-        if self.embedding < 4 or self.embedding % 2:
-            raise ValueError(
-                f"UViTConfig.embedding is even and at least 4, got {self.embedding}"
-            )
+        check_conditioning("UViTConfig", self.embedding, self.classes, self.null_class)
         coarsest = self.patch * 2 ** (len(self.stages) - 1)
         if self.image_size % coarsest:
             raise ValueError(
@@ -260,7 +257,13 @@ class UViT(AbstractNetwork):
         first = config.stages[0].width
         side = config.image_size // (config.patch * 2 ** len(outer))
         self.patch = config.patch
-        self.embed = Embedding(config.embedding, config.classes, key=next(keys))
+        self.embed = Embedding(
+            config.embedding,
+            config.classes,
+            null_class=config.null_class,
+            guidance_input=config.guidance_input,
+            key=next(keys),
+        )
         self.stem = Conv(folded, first, key=next(keys))
         self.down = tuple(_blocks(config, s, fuse=False, key=next(keys)) for s in outer)
         self.narrow_to_wide = tuple(Dense(a, b, key=next(keys)) for a, b in pairs)
@@ -280,12 +283,13 @@ class UViT(AbstractNetwork):
         logsnr: Scalar,
         label: Label = None,
         *,
+        guidance: ScalarLike | None = None,
         key: Key[Array, ""] | None = None,
     ) -> Sample:
         """The raw prediction for one image (channel, height, width)."""
         count = 2 * len(self.down) + 1
         keys = [None] * count if key is None else list(jax.random.split(key, count))
-        emb = self.embed(logsnr, label)
+        emb = self.embed(logsnr, label, guidance)
         h = self.stem(_fold(z.transpose(1, 2, 0), self.patch))
         skips = []
         for stage, widen in zip(self.down, self.narrow_to_wide, strict=True):

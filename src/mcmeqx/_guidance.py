@@ -1,0 +1,151 @@
+"""Guidance: away from a worse denoiser (Ho & Salimans 2022; Karras et al. 2024).
+
+    x = (1 + g) x_conditional - g x_negative
+
+as Heek et al. count: g = 0 is the conditional model alone. Papers that write
+`x_negative + w (x_conditional - x_negative)` mean w = 1 + g. The negative is the same
+model without its class (classifier-free guidance) or a weaker one (autoguidance). g may
+be confined to an interval of noise levels (Kynkaanniemi et al. 2024).
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+
+from mcmeqx._denoiser import Denoiser, Model
+from mcmeqx._schedule import AbstractNoiseSchedule
+from mcmeqx._types import NULL_LABEL, DenoiseFn, Label, Sample, Scalar, ScalarLike
+from mcmeqx.nets._network import GUIDANCE_FEATURES
+
+Scale = ScalarLike | Callable[[ScalarLike], ScalarLike]
+
+
+def guide(conditional: DenoiseFn, negative: DenoiseFn, scale: Scale) -> DenoiseFn:
+    """`(z, t) -> (1 + g) conditional - g negative`, g a number or a function of t."""
+
+    def guided(z: Sample, t: ScalarLike) -> Sample:
+        g = scale(t) if callable(scale) else scale
+        x = conditional(z, t)
+        return x + g * (x - negative(z, t))
+
+    return guided
+
+
+class Guidance(eqx.Module):
+    """How a model is guided."""
+
+    scale: ScalarLike = 1.0
+    """g, where the noise level lies in the interval; 0 outside. Other papers' w - 1."""
+    logsnr_range: tuple[float, float] = eqx.field(
+        default=(-math.inf, math.inf), static=True
+    )
+    """Lowest and highest logsnr, in nats, at which the model is guided."""
+    negative: Model | None = None
+    """The model to move away from; None is the guided model without its class."""
+
+    def __check_init__(self):
+        low, high = self.logsnr_range
+        if not low < high:
+            raise ValueError(
+                f"Guidance.logsnr_range rises, got {self.logsnr_range}: give the "
+                "noisier end first"
+            )
+
+    def at(
+        self,
+        schedule: AbstractNoiseSchedule,
+        t: ScalarLike,
+        scale: ScalarLike | None = None,
+    ) -> Scalar:
+        """g at time t, with another `scale` than the object's own if one is given."""
+        logsnr, (low, high) = schedule.logsnr(t), self.logsnr_range
+        g = jnp.asarray(self.scale if scale is None else scale, logsnr.dtype)
+        return jnp.where((low <= logsnr) & (logsnr <= high), g, 0.0)
+
+
+def guided_pair(
+    model: Model,
+    guidance: Guidance | None,
+    z: Sample,
+    t: ScalarLike,
+    label: Label,
+    scale: ScalarLike | None = None,
+) -> tuple[Sample, Sample]:
+    """The guided x and the conditional, unguided one, of one example.
+
+    Without a negative model both forwards run as one batch. Raises ValueError without
+    guidance if there is a `scale`, and without a label or a null class where the
+    negative is the model itself.
+    """
+    if guidance is None:
+        if scale is not None:
+            raise ValueError(
+                "a guidance scale is asked of a teacher without guidance: give it a "
+                "Guidance"
+            )
+        x = model(z, t, label)
+        return x, x
+    g = guidance.at(model.schedule, t, scale).astype(z.dtype)
+    if guidance.negative is not None:
+        x, negative = model(z, t, label), guidance.negative(z, t, label)
+    else:
+        labels = with_null(model, z, t, label)
+        x, negative = jax.vmap(lambda label: model(z, t, label))(labels)
+    return x + g * (x - negative), x
+
+
+def with_null(model: Model, z: Sample, t: ScalarLike, label: Label) -> jax.Array:
+    """The label and the null label; ValueError if there is none or the model has none.
+
+    A network without a null class refuses to be called without a label.
+    """
+    if label is None:
+        raise ValueError("classifier-free guidance needs labels, got None")
+    eqx.filter_eval_shape(lambda z: model(z, t, None), z)
+    return jnp.stack([jnp.asarray(label, jnp.int32), jnp.int32(NULL_LABEL)])
+
+
+class Guided(eqx.Module):
+    """A guided model: a model like any other, for samplers and `generate`."""
+
+    model: Model
+    """What is guided."""
+    guidance: Guidance
+    """How."""
+
+    @property
+    def schedule(self) -> AbstractNoiseSchedule:
+        """The model's own."""
+        return self.model.schedule
+
+    def __call__(
+        self,
+        z: Sample,
+        t: ScalarLike,
+        label: Label = None,
+        *,
+        guidance: ScalarLike | None = None,
+        key: None = None,
+    ) -> Sample:
+        """The guided x; `guidance` replaces the scale. There is no dropout."""
+        return guided_pair(self.model, self.guidance, z, t, label, guidance)[0]
+
+
+def with_guidance_input(model: Denoiser) -> Denoiser:
+    """A copy that takes a guidance scale, and at first does not heed it.
+
+    What a student of a guided teacher starts from (`guidance_range` of the loss).
+    """
+    network: Any = model.network
+    embed = network.embed
+    width = embed.project.weight.shape[0]
+    zeros = jnp.zeros((width, GUIDANCE_FEATURES), jnp.float32)
+    embed = eqx.tree_at(
+        lambda e: e.guidance, embed, zeros, is_leaf=lambda leaf: leaf is None
+    )
+    network = eqx.tree_at(lambda n: n.embed, network, embed)
+    return eqx.tree_at(lambda m: m.network, model, network)

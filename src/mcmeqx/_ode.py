@@ -1,0 +1,246 @@
+"""The probability-flow ODE by diffrax (Song et al. 2021), in the angle theta.
+
+With `alpha = cos theta`, `sigma = sin theta` the deterministic path that has the
+diffusion's marginals is
+
+    dz/dtheta = v(z, theta),      v = (alpha z - x) / sigma
+
+whose right side is of order one from data to noise, so one step size serves all of
+[0, 1]. In `z / alpha` against `sigma / alpha` the noise end is stiff and 1800 long; in
+logsnr both ends are long and flat, and a step across them extrapolates too far. Angles
+need no special case at t = 0 or t = 1, and float32 agrees with float64 there
+(`benchmarks/solver_error.py` measures all three).
+
+The solver sees time tau from 0 at t to 1 at s, and `y = z - z_t` from 0: a step of
+length 1/1280 is then as exact, relative to itself, as a long one.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int, Key, PyTree
+
+from mcmeqx._sampler import AbstractStepSampler
+from mcmeqx._schedule import AbstractNoiseSchedule
+from mcmeqx._types import DenoiseFn, Sample, Scalar, ScalarLike
+
+Solver = diffrax.AbstractSolver
+StepSizeController = diffrax.AbstractStepSizeController
+TSIT5: Solver = diffrax.Tsit5()
+Field = Callable[[Scalar, PyTree], PyTree]
+
+# Of the way from t to s. Starting at y = 0, diffrax would choose one of 1e-4.
+_FIRST_STEP = 1 / 32
+
+
+def fixed_steps(steps: int) -> StepSizeController:
+    """`steps` equal steps from t to s. ValueError unless that is one or more."""
+    if steps < 1:
+        raise ValueError(f"steps is the number of solver steps, 1 or more, got {steps}")
+    return diffrax.StepTo(ts=jnp.linspace(0.0, 1.0, steps + 1))
+
+
+def adaptive_steps(tolerance: float = 1e-5) -> StepSizeController:
+    """Steps with an error of at most about `tolerance`, absolute and relative."""
+    if not tolerance > 0:
+        raise ValueError(f"tolerance is positive, got {tolerance}")
+    return diffrax.PIDController(rtol=tolerance, atol=tolerance)
+
+
+ADAPTIVE = adaptive_steps()
+
+
+class Flow(NamedTuple):
+    """Where the probability flow leads, and what it cost."""
+
+    z: Sample
+    """The sample at time s."""
+    evaluations: Int[Array, ""]
+    """Calls of the denoiser."""
+
+
+def _stages(solver: Solver) -> tuple[int, int]:
+    """Calls of the right side in one step, and once before the first."""
+    if isinstance(solver, diffrax.Euler):
+        return 1, 0
+    if not isinstance(solver, diffrax.AbstractERK):
+        raise ValueError(
+            f"{type(solver).__name__} is not an explicit Runge-Kutta method: its calls "
+            "of the network cannot be counted; use Euler, Heun, Dopri5, Tsit5, ..."
+        )
+    tableau: Any = solver.tableau
+    first = int(tableau.fsal)
+    return tableau.num_stages - first, first
+
+
+def integrate(
+    field: Field,
+    schedule: AbstractNoiseSchedule,
+    start: PyTree,
+    t: ScalarLike,
+    s: ScalarLike,
+    *,
+    solver: Solver,
+    stepsize_controller: StepSizeController,
+    max_steps: int,
+) -> tuple[PyTree, Int[Array, ""]]:
+    """The y at s of `dy/dtheta = field(time, y)` from `start` at t, and the cost.
+
+    s may lie before or after t. Raises an error that says where, when a solve needs
+    more than `max_steps` steps or meets a number that is not finite.
+    """
+    stages, first = _stages(solver)
+    dtype = jax.tree.leaves(start)[0].dtype
+    t, s = jnp.asarray(t, dtype), jnp.asarray(s, dtype)
+    stepsize_controller = jax.tree.map(
+        lambda leaf: leaf.astype(dtype) if eqx.is_inexact_array(leaf) else leaf,
+        stepsize_controller,
+    )
+    length = t - s
+
+    def derivative(tau: Any, y: PyTree, args: None) -> PyTree:
+        time = t - tau * length
+        rate = -length * schedule.angle_rate(time)
+        return jax.tree.map(lambda slope: rate * slope, field(time, y))
+
+    solution: Any = diffrax.diffeqsolve(
+        diffrax.ODETerm(derivative),
+        solver,
+        t0=jnp.zeros((), dtype),
+        t1=jnp.ones((), dtype),
+        dt0=None if isinstance(stepsize_controller, diffrax.StepTo) else _FIRST_STEP,
+        y0=start,
+        stepsize_controller=stepsize_controller,
+        max_steps=max_steps,
+        throw=False,
+    )
+    end = jax.tree.map(lambda leaf: leaf[-1], solution.ys)
+    stuck = ~(solution.result == diffrax.RESULTS.successful)
+    end = _checked(end, stuck, t - solution.ts[-1] * length, max_steps)
+    return end, stages * solution.stats["num_steps"] + first
+
+
+def _checked(end: PyTree, stuck: Array, time: Scalar, max_steps: int) -> PyTree:
+    # Under jit a message cannot hold a traced number: one message for each hundredth.
+    messages = [
+        f"the probability-flow solve stopped at t = {i / 100:.2f}, after {max_steps} "
+        "steps: raise max_steps or loosen the tolerance, and look at what the denoiser "
+        "returns there."
+        for i in range(101)
+    ]
+    messages += ["the probability-flow solve met a number that is not finite"]
+    finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(end)]
+    hundredth = jnp.nan_to_num(jnp.clip(jnp.round(100 * time), 0, 100))
+    index = jnp.where(stuck, hundredth.astype(jnp.int32), 101)
+    failed = stuck | ~jnp.all(jnp.stack(finite))
+    return eqx.branched_error_if(end, failed, jnp.where(failed, index, 0), messages)
+
+
+def _change(
+    denoise, schedule, z, t, s, **options: Any
+) -> tuple[Sample, Int[Array, ""]]:
+    """`z_s - z_t` along the flow, exact relative to its own size, and its cost."""
+
+    def field(time: Scalar, y: Sample) -> Sample:
+        return schedule.velocity(z + y, denoise(z + y, time), time)
+
+    return integrate(field, schedule, jnp.zeros_like(z), t, s, **options)
+
+
+def probability_flow(
+    denoise: DenoiseFn,
+    schedule: AbstractNoiseSchedule,
+    z: Sample,
+    t: ScalarLike,
+    s: ScalarLike,
+    *,
+    solver: Solver = TSIT5,
+    stepsize_controller: StepSizeController = ADAPTIVE,
+    max_steps: int = 4096,
+) -> Flow:
+    """`z` at time t carried to time s along the probability flow: one example.
+
+    s < t decodes noise to data, s > t encodes data to noise. `solver` is any explicit
+    Runge-Kutta method of diffrax; its own time runs from 0 at t to 1 at s, which a
+    `stepsize_controller` other than `fixed_steps` and `adaptive_steps` must know.
+
+    Raises an error that names the time where a solve takes more than `max_steps` steps
+    or meets a number that is not finite.
+    """
+    change, evaluations = _change(
+        denoise,
+        schedule,
+        z,
+        t,
+        s,
+        solver=solver,
+        stepsize_controller=stepsize_controller,
+        max_steps=max_steps,
+    )
+    return Flow(z + change, evaluations)
+
+
+def flow_x(
+    denoise: DenoiseFn,
+    schedule: AbstractNoiseSchedule,
+    z: Sample,
+    t: ScalarLike,
+    s: ScalarLike,
+    *,
+    solver: Solver,
+    stepsize_controller: StepSizeController,
+    max_steps: int = 4096,
+) -> tuple[Sample, Int[Array, ""]]:
+    """The x with which `ddim(schedule, z, x, t, s)` lands where the flow leads; cost.
+
+    From `z_s = cos d z_t - sin d v`, `d = theta_t - theta_s`, and the flow's change y:
+    `v = -(tan(d / 2) z_t + y / sin d)`, free of small differences. For s < t.
+    """
+    change, evaluations = _change(
+        denoise,
+        schedule,
+        z,
+        t,
+        s,
+        solver=solver,
+        stepsize_controller=stepsize_controller,
+        max_steps=max_steps,
+    )
+    sine = schedule.sin_gap(t, t - s)
+    half_tangent = sine / (1.0 + jnp.sqrt(jnp.maximum(1.0 - sine**2, 0.0)))
+    v = -(half_tangent * z + change / sine)
+    return schedule.alpha(t) * z - schedule.sigma(t) * v, evaluations
+
+
+class ProbabilityFlow(AbstractStepSampler):
+    """Each step of the grid solved by diffrax: `generate` over `[1, 0]` or `[0, 1]`."""
+
+    solver: Solver = TSIT5
+    """An explicit Runge-Kutta method."""
+    stepsize_controller: StepSizeController = ADAPTIVE
+    """`adaptive_steps(tolerance)` or `fixed_steps(n)` within each step of the grid."""
+
+    def step(
+        self,
+        denoise: DenoiseFn,
+        schedule: AbstractNoiseSchedule,
+        z: Sample,
+        t: ScalarLike,
+        s: ScalarLike,
+        *,
+        key: Key[Array, ""],
+    ) -> Sample:
+        """`z` at s by `probability_flow`."""
+        return probability_flow(
+            denoise,
+            schedule,
+            z,
+            t,
+            s,
+            solver=self.solver,
+            stepsize_controller=self.stepsize_controller,
+        ).z

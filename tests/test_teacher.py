@@ -1,0 +1,128 @@
+"""The ODE teacher on Gaussian data, whose flow is known (see `oracles`)."""
+
+import diffrax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from oracles import (
+    GaussianModel,
+    alpha_sigma,
+    gaussian_student,
+    gaussian_teacher,
+    scale,
+)
+
+from mcmeqx import (
+    Cosine,
+    Example,
+    MultistepConsistencyLoss,
+    ODETeacher,
+    Segments,
+    Shifted,
+    adaptive_steps,
+    ddim,
+    fixed_steps,
+)
+
+VAR = 0.25
+HEUN = diffrax.Heun()
+
+
+def exact_x(schedule, z, t, s):
+    """The x whose DDIM step from z ends where the exact flow ends, in float64."""
+    (alpha_t, sigma_t), (alpha_s, sigma_s) = (alpha_sigma(schedule, u) for u in (t, s))
+    z_s = scale(schedule, VAR, s) / scale(schedule, VAR, t) * z
+    ratio = sigma_s / sigma_t
+    return (z_s - ratio * z) / (alpha_s - alpha_t * ratio)
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [pytest.param(Cosine(), marks=pytest.mark.slow), Shifted(64, 32, 64)],
+    ids=repr,
+)
+def test_the_step_is_the_exact_flow_and_keeps_its_digits_at_1280_steps(schedule):
+    model = GaussianModel(schedule, VAR)
+    teacher = ODETeacher(model, diffrax.Tsit5())
+    z = np.random.default_rng(0).normal(size=8)
+    total = 1280
+    n = np.array([1, 2, 64, 640, 1279, 1280])
+
+    @jax.jit
+    @jax.vmap
+    def step(t, s):
+        z32 = jnp.asarray(z, jnp.float32)
+        wide = teacher.step(schedule, Example(jnp.asarray(z)), jnp.asarray(z), t, s)
+        narrow = teacher.step(
+            schedule,
+            Example(z32),
+            z32,
+            t.astype(jnp.float32),
+            s.astype(jnp.float32),
+        )
+        return wide.x, narrow.x
+
+    wide, narrow = step(n / total, (n - 1) / total)
+    expected = [exact_x(schedule, z, k / total, (k - 1) / total) for k in n]
+    np.testing.assert_allclose(wide, expected, atol=1e-8)
+    assert narrow.dtype == jnp.float32
+    np.testing.assert_allclose(narrow, expected, atol=5e-6)
+
+
+@pytest.mark.slow
+def test_the_step_tends_to_the_exact_flow_as_the_substeps_grow():
+    schedule, t, s = Cosine(), 0.8, 0.3
+    z = jnp.asarray([0.5, -2.0])
+    exact = scale(schedule, VAR, s) / scale(schedule, VAR, t) * z
+    counts, errors = (4, 8, 16), []
+    for n in counts:
+        teacher = ODETeacher(gaussian_teacher(schedule, VAR), HEUN, fixed_steps(n))
+        x, evaluations = teacher.step(schedule, Example(z), z, t, s)
+        assert int(evaluations) == 2 * n
+        errors.append(np.abs(ddim(schedule, z, x, t, s) - exact).max())
+    slope = -np.polyfit(np.log(counts), np.log(errors), 1)[0]
+    assert slope == pytest.approx(2, abs=0.2)
+
+
+@pytest.mark.parametrize(
+    ("student_steps", "steps"), [(4, 8), pytest.param(1, 64, marks=pytest.mark.slow)]
+)
+def test_the_exact_student_of_an_exact_teacher_has_no_loss(student_steps, steps):
+    schedule = Cosine()
+    teacher = ODETeacher(
+        gaussian_teacher(schedule, VAR), diffrax.Tsit5(), adaptive_steps(1e-6)
+    )
+    loss = MultistepConsistencyLoss(teacher, Segments(student_steps), lambda i: steps)
+    x = np.random.default_rng(1).normal(size=(16, 24)) * np.sqrt(VAR)
+    keys = jax.random.split(jax.random.key(0), 16)
+
+    @jax.jit
+    @jax.vmap
+    def distance(x, key):
+        def of(segments):
+            student = gaussian_student(schedule, VAR, segments)
+            return loss(student, Example(x), step=0, key=key)[1]["x_distance"]
+
+        return of(student_steps), of(2 * student_steps)
+
+    exact, other = distance(jnp.asarray(x, jnp.float32), keys)
+    assert np.max(exact) < 1e-5
+    assert np.max(other) > 1e-3
+
+
+def test_a_teacher_of_another_schedule_is_refused():
+    teacher = ODETeacher(gaussian_teacher(Cosine(), VAR), HEUN)
+    z = jnp.ones(2)
+    with pytest.raises(ValueError, match="must be the same"):
+        teacher.step(Cosine(-20.0, 20.0), Example(z), z, 0.5, 0.4)
+
+
+def test_the_teachers_estimate_carries_no_gradient():
+    teacher = ODETeacher(gaussian_teacher(Cosine(), VAR), HEUN)
+    z = jnp.ones(2)
+
+    def total(z):
+        return jnp.sum(teacher.step(Cosine(), Example(z), z, 0.5, 0.4).x)
+
+    assert not np.any(jax.grad(total)(z))
