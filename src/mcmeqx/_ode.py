@@ -9,7 +9,7 @@ whose right side is of order one from data to noise, so one step size serves all
 [0, 1]. In `z / alpha` against `sigma / alpha` the noise end is stiff and 1800 long; in
 logsnr both ends are long and flat, and a step across them extrapolates too far. Angles
 need no special case at t = 0 or t = 1, and float32 agrees with float64 there
-(`benchmarks/solver_error.py` measures all three).
+(`benchmarks/solver_error.py` compares the three).
 
 The solver sees time tau from 0 at t to 1 at s, and `y = z - z_t` from 0: a step of
 length 1/1280 is then as exact, relative to itself, as a long one.
