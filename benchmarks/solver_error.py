@@ -31,6 +31,8 @@ from matplotlib.figure import Figure
 import mcmeqx as mc
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "recipes"))
+from _compare import data_moments
+from _runs import whole
 from _toy_data import Mixture, exact_denoiser
 
 COLUMNS: tuple[str, ...] = (
@@ -114,8 +116,7 @@ def teacher(config: Config) -> Problem:
     order = rng.permutation(len(images))
     held = images.take(order[: config.samples])
     noise = rng.standard_normal((config.samples, *images.shape), np.float32)
-    rest = np.asarray(images.take(order[config.samples :]).x)
-    reference = mc.metrics.Moments.of(mc.metrics.features(network, rest))
+    reference = data_moments(network, images, order[config.samples :])
 
     def judge(x: np.ndarray) -> float:
         features = mc.metrics.features(network, np.clip(x, -1, 1))
@@ -254,7 +255,8 @@ def plot(rows: list[dict[str, str]], path: Path) -> None:
     axes.set_xlabel("network evaluations a sample")
     axes.set_ylabel(rows[0]["measure"])
     axes.legend(fontsize=8)
-    figure.savefig(path, dpi=120)
+    with whole(path) as part:
+        figure.savefig(part, dpi=120)
 
 
 def main(config: Config) -> Path:
@@ -285,12 +287,10 @@ def main(config: Config) -> Path:
         row = dict(zip(COLUMNS, values, strict=True))
         print(f"{method:28} {evaluations:7.1f} evaluations {row['value']}", flush=True)
         done.append(row)
-        part = table.with_suffix(".part")
-        with part.open("w", newline="") as file:
+        with whole(table) as part, part.open("w", newline="") as file:
             writer = csv.DictWriter(file, COLUMNS)
             writer.writeheader()
             writer.writerows(done)
-        part.replace(table)
     plot(done, table.with_suffix(".png"))
     return table
 

@@ -121,7 +121,7 @@ def compare(
     noise = rng.standard_normal((samples, *images.shape), np.float32)
     sampler_key = jax.random.key(int(rng.integers(2**31)))
     held = images.take(order[:samples])
-    reference = _data_moments(network, images, order[samples:])
+    reference = data_moments(network, images, order[samples:])
     results, pictures = [], {}
 
     def add(row: Row | None, x: np.ndarray, seconds: float) -> None:
@@ -149,7 +149,8 @@ def compare(
     return table
 
 
-def _data_moments(network, images: mc.data.Images, rows) -> mc.metrics.Moments:
+def data_moments(network, images: mc.data.Images, rows) -> mc.metrics.Moments:
+    """The moments of the features of the images in `rows`, a chunk at a time."""
     chunks = (rows[i : i + _CHUNK] for i in range(0, len(rows), _CHUNK))
     moments = (
         mc.metrics.Moments.of(

@@ -204,20 +204,23 @@ class MixtureFlow:
     means: np.ndarray
     std: float
 
-    def log_density(self, z, t):
-        """`log p_t(z)` of the noisy mixture, in float64."""
+    def _components(self, z, t):
+        """z from each noisy mean, their common variance, `log p_t` of each at z."""
         alpha, sigma = alpha_sigma(self.schedule, t)
         u = alpha**2 * self.std**2 + sigma**2
-        square = np.sum((z - alpha * self.means) ** 2, 1)
+        residuals = z - alpha * self.means
         size = self.means.shape[1]
-        log_each = -square / (2 * u) - 0.5 * size * np.log(2 * np.pi * u)
+        square = np.sum(residuals**2, 1)
+        return residuals, u, -square / (2 * u) - 0.5 * size * np.log(2 * np.pi * u)
+
+    def log_density(self, z, t):
+        """`log p_t(z)` of the noisy mixture, in float64."""
+        log_each = self._components(z, t)[-1]
         return np.logaddexp.reduce(log_each) - np.log(len(self.means))
 
     def __call__(self, t, z):
         alpha, sigma = alpha_sigma(self.schedule, t)
-        u = alpha**2 * self.std**2 + sigma**2
-        residuals = z - alpha * self.means
-        log_each = -np.sum(residuals**2, 1) / (2 * u)
+        residuals, u, log_each = self._components(z, t)
         r = np.exp(log_each - np.logaddexp.reduce(log_each))
         score = -(r @ residuals) / u
         return -cosine_line(self.schedule)[1] * (sigma / alpha) * (z + score)

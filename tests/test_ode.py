@@ -121,7 +121,7 @@ def test_adaptive_steps_keep_to_their_tolerance_on_a_mixture():
 
     counts = []
     for tolerance in (1e-4, 1e-7):
-        found, evaluations = flow(tolerance)
+        found, evaluations, _ = flow(tolerance)
         assert np.abs(found - exact).max() < 20 * tolerance
         counts.append(int(evaluations))
     assert 20 < counts[0] < counts[1] < 1000

@@ -43,13 +43,6 @@ from mcmeqx._sampler import DDPM as DDPM
 from mcmeqx._sampler import AbstractSampler as AbstractSampler
 from mcmeqx._sampler import AbstractStepSampler as AbstractStepSampler
 from mcmeqx._sampler import Heun as Heun
-from mcmeqx._sampler import MeasuredVariance as MeasuredVariance
-from mcmeqx._sampler import addim as addim
-from mcmeqx._sampler import addim_x as addim_x
-from mcmeqx._sampler import analytic_x_var as analytic_x_var
-from mcmeqx._sampler import ddim as ddim
-from mcmeqx._sampler import ddpm as ddpm
-from mcmeqx._sampler import inverse_ddim as inverse_ddim
 from mcmeqx._sampler import sample as sample
 from mcmeqx._sampler import uniform_grid as uniform_grid
 from mcmeqx._schedule import AbstractNoiseSchedule as AbstractNoiseSchedule
@@ -59,6 +52,13 @@ from mcmeqx._segment import Segments as Segments
 from mcmeqx._segment import Times as Times
 from mcmeqx._segment import merge_steps as merge_steps
 from mcmeqx._sharding import check_batch_size as check_batch_size
+from mcmeqx._step import MeasuredVariance as MeasuredVariance
+from mcmeqx._step import addim as addim
+from mcmeqx._step import addim_x as addim_x
+from mcmeqx._step import analytic_x_var as analytic_x_var
+from mcmeqx._step import ddim as ddim
+from mcmeqx._step import ddpm as ddpm
+from mcmeqx._step import inverse_ddim as inverse_ddim
 from mcmeqx._teacher import AbstractTeacher as AbstractTeacher
 from mcmeqx._teacher import DataTeacher as DataTeacher
 from mcmeqx._teacher import DistillationTeacher as DistillationTeacher

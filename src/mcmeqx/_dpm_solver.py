@@ -13,8 +13,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from mcmeqx._sampler import AbstractSampler, ddim
+from mcmeqx._sampler import AbstractSampler
 from mcmeqx._schedule import AbstractNoiseSchedule
+from mcmeqx._step import ddim
 from mcmeqx._types import DenoiseFn, Sample, Scalar
 
 

@@ -8,7 +8,8 @@ from jaxtyping import Array, Float, Int, Key
 from tqdm import tqdm
 
 from mcmeqx._denoiser import Model
-from mcmeqx._sampler import AbstractSampler, MeasuredVariance, sample
+from mcmeqx._sampler import AbstractSampler, sample
+from mcmeqx._step import MeasuredVariance
 from mcmeqx._types import Example
 
 

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from mcmeqx._denoiser import Denoiser, Model
 from mcmeqx._schedule import AbstractNoiseSchedule
 from mcmeqx._types import NULL_LABEL, DenoiseFn, Label, Sample, Scalar, ScalarLike
-from mcmeqx.nets._network import GUIDANCE_FEATURES
+from mcmeqx.nets._network import unheard_guidance
 
 Scale = ScalarLike | Callable[[ScalarLike], ScalarLike]
 
@@ -29,10 +29,13 @@ def guide(conditional: DenoiseFn, negative: DenoiseFn, scale: Scale) -> DenoiseF
 
     def guided(z: Sample, t: ScalarLike) -> Sample:
         g = scale(t) if callable(scale) else scale
-        x = conditional(z, t)
-        return x + g * (x - negative(z, t))
+        return _away(conditional(z, t), negative(z, t), g)
 
     return guided
+
+
+def _away(x: Sample, negative: Sample, g: ScalarLike) -> Sample:
+    return x + g * (x - negative)
 
 
 class Guidance(eqx.Module):
@@ -95,7 +98,7 @@ def guided_pair(
     else:
         labels = with_null(model, z, t, label)
         x, negative = jax.vmap(lambda label: model(z, t, label))(labels)
-    return x + g * (x - negative), x
+    return _away(x, negative, g), x
 
 
 def with_null(model: Model, z: Sample, t: ScalarLike, label: Label) -> jax.Array:
@@ -142,10 +145,9 @@ def with_guidance_input(model: Denoiser) -> Denoiser:
     """
     network: Any = model.network
     embed = network.embed
-    width = embed.project.weight.shape[0]
-    zeros = jnp.zeros((width, GUIDANCE_FEATURES), jnp.float32)
+    unheard = unheard_guidance(embed.project.weight.shape[0])
     embed = eqx.tree_at(
-        lambda e: e.guidance, embed, zeros, is_leaf=lambda leaf: leaf is None
+        lambda e: e.guidance, embed, unheard, is_leaf=lambda leaf: leaf is None
     )
     network = eqx.tree_at(lambda n: n.embed, network, embed)
     return eqx.tree_at(lambda m: m.network, model, network)

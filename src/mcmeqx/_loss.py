@@ -16,8 +16,8 @@ from jaxtyping import Array, Key
 
 from mcmeqx._denoiser import Model
 from mcmeqx._guidance import with_null
-from mcmeqx._sampler import ddim
 from mcmeqx._segment import Segments, merge_steps
+from mcmeqx._step import ddim
 from mcmeqx._teacher import AbstractTeacher
 from mcmeqx._types import Example, Sample, Scalar, ScalarLike
 

@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, Key, PyTree
 
+from mcmeqx._denoiser import v_prediction
 from mcmeqx._sampler import AbstractStepSampler
 from mcmeqx._schedule import AbstractNoiseSchedule
 from mcmeqx._types import DenoiseFn, Sample, Scalar, ScalarLike
@@ -61,6 +62,8 @@ class Flow(NamedTuple):
     """The sample at time s."""
     evaluations: Int[Array, ""]
     """Calls of the denoiser."""
+    change: Sample
+    """`z_s - z_t`, exact relative to its own size, as their difference is not."""
 
 
 def _stages(solver: Solver) -> tuple[int, int]:
@@ -140,17 +143,6 @@ def _checked(end: PyTree, stuck: Array, time: Scalar, max_steps: int) -> PyTree:
     return eqx.branched_error_if(end, failed, jnp.where(failed, index, 0), messages)
 
 
-def _change(
-    denoise, schedule, z, t, s, **options: Any
-) -> tuple[Sample, Int[Array, ""]]:
-    """`z_s - z_t` along the flow, exact relative to its own size, and its cost."""
-
-    def field(time: Scalar, y: Sample) -> Sample:
-        return schedule.velocity(z + y, denoise(z + y, time), time)
-
-    return integrate(field, schedule, jnp.zeros_like(z), t, s, **options)
-
-
 def probability_flow(
     denoise: DenoiseFn,
     schedule: AbstractNoiseSchedule,
@@ -171,49 +163,40 @@ def probability_flow(
     Raises an error that names the time where a solve takes more than `max_steps` steps
     or meets a number that is not finite.
     """
-    change, evaluations = _change(
-        denoise,
+
+    def field(time: Scalar, y: Sample) -> Sample:
+        return schedule.velocity(z + y, denoise(z + y, time), time)
+
+    change, evaluations = integrate(
+        field,
         schedule,
-        z,
+        jnp.zeros_like(z),
         t,
         s,
         solver=solver,
         stepsize_controller=stepsize_controller,
         max_steps=max_steps,
     )
-    return Flow(z + change, evaluations)
+    return Flow(z + change, evaluations, change)
 
 
 def flow_x(
-    denoise: DenoiseFn,
     schedule: AbstractNoiseSchedule,
     z: Sample,
     t: ScalarLike,
     s: ScalarLike,
     *,
-    solver: Solver,
-    stepsize_controller: StepSizeController,
-    max_steps: int = 4096,
-) -> tuple[Sample, Int[Array, ""]]:
-    """The x with which `ddim(schedule, z, x, t, s)` lands where the flow leads; cost.
+    change: Sample,
+) -> Sample:
+    """The x with which `ddim(schedule, z, x, t, s)` lands on `z + change`, for s < t.
 
-    From `z_s = cos d z_t - sin d v`, `d = theta_t - theta_s`, and the flow's change y:
-    `v = -(tan(d / 2) z_t + y / sin d)`, free of small differences. For s < t.
+    From `z_s = cos d z_t - sin d v`, `d = theta_t - theta_s`:
+    `v = -(tan(d / 2) z_t + change / sin d)`, free of small differences.
     """
-    change, evaluations = _change(
-        denoise,
-        schedule,
-        z,
-        t,
-        s,
-        solver=solver,
-        stepsize_controller=stepsize_controller,
-        max_steps=max_steps,
-    )
     sine = schedule.sin_gap(t, t - s)
     half_tangent = sine / (1.0 + jnp.sqrt(jnp.maximum(1.0 - sine**2, 0.0)))
     v = -(half_tangent * z + change / sine)
-    return schedule.alpha(t) * z - schedule.sigma(t) * v, evaluations
+    return v_prediction(schedule, z, v, t)
 
 
 class ProbabilityFlow(AbstractStepSampler):

@@ -14,9 +14,15 @@ import jax.numpy as jnp
 
 from mcmeqx._denoiser import Model
 from mcmeqx._guidance import Guidance, guided_pair
-from mcmeqx._ode import Solver, StepSizeController, fixed_steps, flow_x
-from mcmeqx._sampler import addim_x
+from mcmeqx._ode import (
+    Solver,
+    StepSizeController,
+    fixed_steps,
+    flow_x,
+    probability_flow,
+)
 from mcmeqx._schedule import AbstractNoiseSchedule
+from mcmeqx._step import addim_x
 from mcmeqx._types import Example, Sample, ScalarLike
 
 
@@ -143,7 +149,7 @@ class ODETeacher(AbstractTeacher):
             label, scale = example.label, example.guidance
             return guided_pair(self.denoiser, self.guidance, z, t, label, scale)[0]
 
-        x, evaluations = flow_x(
+        flow = probability_flow(
             denoise,
             schedule,
             z,
@@ -152,5 +158,6 @@ class ODETeacher(AbstractTeacher):
             solver=self.solver,
             stepsize_controller=self.stepsize_controller,
         )
-        calls = evaluations if self.guidance is None else 2 * evaluations
+        x = flow_x(schedule, z, t, s, change=flow.change)
+        calls = flow.evaluations * (1 if self.guidance is None else 2)
         return TeacherStep(jax.lax.stop_gradient(x), calls)

@@ -200,3 +200,28 @@ class Fusion(eqx.Module):
     def __call__(self, h: Array, skip: Array) -> Array:
         """The fused map or tokens, in the shape of both."""
         return (self.norm_h(h) + self.norm_skip(skip)) * math.sqrt(0.5)
+
+
+NewMap = Float[Array, "new_height new_width new_channel"]
+
+
+def fold(x: Map, side: int) -> NewMap:
+    """Blocks of `side` x `side` pixels made channels of one pixel."""
+    height, width, channel = x.shape
+    x = x.reshape(height // side, side, width // side, side, channel)
+    return x.transpose(0, 2, 1, 3, 4).reshape(height // side, width // side, -1)
+
+
+def unfold(x: Map, side: int) -> NewMap:
+    """The inverse of `fold`."""
+    height, width, channel = x.shape
+    x = x.reshape(height, width, side, side, channel // side**2).transpose(
+        0, 2, 1, 3, 4
+    )
+    return x.reshape(height * side, width * side, -1)
+
+
+def pool(x: Map) -> NewMap:
+    """The mean of each 2x2 block."""
+    height, width, channel = x.shape
+    return x.reshape(height // 2, 2, width // 2, 2, channel).mean((1, 3))

@@ -73,6 +73,11 @@ def guidance_features(g: ScalarLike) -> Float[Array, " features"]:
     return jnp.concatenate([jnp.sin(phases), jnp.cos(phases)])
 
 
+def unheard_guidance(width: int) -> Float[Array, "width features"]:
+    """The map of `guidance_features` to a vector that starts at zero."""
+    return jnp.zeros((width, GUIDANCE_FEATURES), jnp.float32)
+
+
 class Embedding(eqx.Module):
     """The conditioning vector: swish of a linear map of the noise level plus the class.
 
@@ -104,9 +109,7 @@ class Embedding(eqx.Module):
         if classes is not None:
             shape = (classes + null_class, width)
             self.classes = 0.5 * jax.random.normal(class_key, shape, jnp.float32)
-        self.guidance = None
-        if guidance_input:
-            self.guidance = jnp.zeros((width, GUIDANCE_FEATURES), jnp.float32)
+        self.guidance = unheard_guidance(width) if guidance_input else None
 
     def __call__(
         self, logsnr: Scalar, label: Label, guidance: ScalarLike | None = None

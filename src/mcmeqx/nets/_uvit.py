@@ -26,6 +26,9 @@ from mcmeqx.nets._layers import (
     ResNetBlock,
     TransformerBlock,
     Vector,
+    fold,
+    pool,
+    unfold,
 )
 from mcmeqx.nets._network import AbstractNetwork, Embedding, check_conditioning
 
@@ -206,28 +209,6 @@ def _blocks(
     return kind(config, stage, fuse=fuse, key=key)
 
 
-NewMap = Float[Array, "new_height new_width new_channel"]
-
-
-def _fold(x: Map, side: int) -> NewMap:
-    height, width, channel = x.shape
-    x = x.reshape(height // side, side, width // side, side, channel)
-    return x.transpose(0, 2, 1, 3, 4).reshape(height // side, width // side, -1)
-
-
-def _unfold(x: Map, side: int) -> NewMap:
-    height, width, channel = x.shape
-    x = x.reshape(height, width, side, side, channel // side**2).transpose(
-        0, 2, 1, 3, 4
-    )
-    return x.reshape(height * side, width * side, -1)
-
-
-def _pool(x: Map) -> NewMap:
-    height, width, channel = x.shape
-    return x.reshape(height // 2, 2, width // 2, 2, channel).mean((1, 3))
-
-
 class UViT(AbstractNetwork):
     """A U-shaped network, convolutional outside and a vision transformer inside."""
 
@@ -290,15 +271,15 @@ class UViT(AbstractNetwork):
         count = 2 * len(self.down) + 1
         keys = [None] * count if key is None else list(jax.random.split(key, count))
         emb = self.embed(logsnr, label, guidance)
-        h = self.stem(_fold(z.transpose(1, 2, 0), self.patch))
+        h = self.stem(fold(z.transpose(1, 2, 0), self.patch))
         skips = []
         for stage, widen in zip(self.down, self.narrow_to_wide, strict=True):
             h, outputs = stage(h, emb, None, keys.pop())
             skips.append(outputs)
-            h = widen(_pool(h))
+            h = widen(pool(h))
         h, _ = self.middle(h + self.position, emb, None, keys.pop())
         for stage, narrow in zip(self.up[::-1], self.wide_to_narrow[::-1], strict=True):
             h = jnp.repeat(jnp.repeat(narrow(h), 2, 0), 2, 1)
             h, _ = stage(h, emb, skips.pop(), keys.pop())
         out = self.head(jax.nn.silu(self.norm(h)))
-        return _unfold(out, self.patch).transpose(2, 0, 1)
+        return unfold(out, self.patch).transpose(2, 0, 1)
