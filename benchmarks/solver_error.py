@@ -24,6 +24,7 @@ import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import matplotlib
 import numpy as np
 import tyro
 from matplotlib.figure import Figure
@@ -244,6 +245,7 @@ def plot(rows: list[dict[str, str]], path: Path) -> None:
     """One line a method, both axes logarithmic."""
     figure = Figure(figsize=(7.5, 5), layout="constrained")
     axes = figure.subplots()
+    axes.set_prop_cycle(color=matplotlib.colormaps["tab20"](range(20)))
     lines: dict[str, list[tuple[float, float]]] = {}
     for row in rows:
         name = row["method"].split(" adaptive")[0].rstrip(",")
