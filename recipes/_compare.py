@@ -23,6 +23,8 @@ import mcmeqx as mc
 COLUMNS = (
     "method",
     "steps",
+    "evaluations",
+    "guidance",
     "frechet_distance",
     "data",
     "feature_network",
@@ -46,11 +48,18 @@ class Row:
     trained: Trained
     sampler: mc.AbstractSampler
     grid: np.ndarray
+    guidance: float | None = None
+    """The scale, for a model that takes it as an input."""
 
     @property
     def steps(self) -> int:
-        """Network evaluations a sample."""
+        """Steps of the sampler."""
         return len(self.grid) - 1
+
+    @property
+    def evaluations(self) -> int:
+        """Network evaluations a sample; a guided model needs two a step."""
+        return self.steps * (2 if isinstance(self.trained.model, mc.Guided) else 1)
 
     @property
     def cost(self) -> tuple[str, str]:
@@ -59,8 +68,12 @@ class Row:
         return str(self.trained.iterations), "" if seconds is None else f"{seconds:.1f}"
 
 
-def teacher_rows(teacher: Trained, steps: int) -> list[Row]:
+def teacher_rows(
+    teacher: Trained, steps: int, guidance: mc.Guidance | None
+) -> list[Row]:
     """The teacher at 256 and at `steps` steps, with DDIM and with aDDIM."""
+    if guidance is not None:
+        teacher = teacher._replace(model=mc.Guided(teacher.model, guidance))
     samplers = (("DDIM", mc.DDIM()), ("aDDIM", mc.ADDIM()))
     return [
         Row(f"teacher, {name}", teacher, sampler, mc.uniform_grid(n))
@@ -94,6 +107,7 @@ def _sampled(row: Row, folder: Path, noise, labels, key) -> tuple[np.ndarray, fl
             row.grid,
             noise,
             labels,
+            guidance=row.guidance,
             key=key,
             batch_size=32,
             describe=f"{row.method}, {row.steps} steps",
@@ -111,11 +125,16 @@ def compare(
     network: mc.metrics.EfficientNetLite0,
     *,
     training_seed: int,
+    guidance: float | None,
     samples: int,
     seed: int,
 ) -> Path:
-    """Write and print a table and a picture in a folder of `run`; the table's path."""
-    folder = run / f"evaluation_{samples}_samples_seed_{seed}"
+    """Write and print a table and a picture in a folder of `run`; the table's path.
+
+    `guidance` is the scale that all rows were guided with, if any, for the record.
+    """
+    guided = "" if guidance is None else f", guidance {guidance:g}"
+    folder = run / file_name(f"evaluation_{samples}_samples_seed_{seed}{guided}")
     rng = np.random.default_rng([seed, 1])
     order = rng.permutation(len(images))
     noise = rng.standard_normal((samples, *images.shape), np.float32)
@@ -126,16 +145,19 @@ def compare(
 
     def add(row: Row | None, x: np.ndarray, seconds: float) -> None:
         method = "data against data (floor)" if row is None else row.method
-        steps = 0 if row is None else row.steps
+        steps, evaluations = (0, 0) if row is None else (row.steps, row.evaluations)
         cost = ("", "") if row is None else row.cost
+        scale = "" if row is None or guidance is None else guidance
         moments = mc.metrics.Moments.of(mc.metrics.features(network, np.clip(x, -1, 1)))
         distance = mc.metrics.frechet_distance(moments, reference)
         measured = (images.name, network.name, samples, len(images) - samples, seed)
         cost = (training_seed, *cost, f"{seconds:.1f}")
-        results.append((method, steps, f"{distance:.2f}", *measured, *cost))
+        sampling = (method, steps, evaluations, scale)
+        results.append((*sampling, f"{distance:.2f}", *measured, *cost))
         print(f"{method:32} {steps:5d} steps   FD-EffLite0 {distance:8.2f}", flush=True)
 
-    print(f"\n{samples} samples a row, {images.name}, seed {seed}", flush=True)
+    title = f"{images.name}{guided}"
+    print(f"\n{samples} samples a row, {title}, seed {seed}", flush=True)
     add(None, np.asarray(held.x), 0.0)
     for row in rows:
         x, seconds = _sampled(row, folder, noise, np.asarray(held.label), sampler_key)
@@ -144,7 +166,7 @@ def compare(
     table, picture = folder / "results.csv", folder / "samples.png"
     with whole(table) as part, part.open("w", newline="") as file:
         csv.writer(file).writerows([COLUMNS, *results])
-    draw(pictures, picture, images.name)
+    draw(pictures, picture, title)
     print(f"\ntable:       {table}\npicture:     {picture}\ncheckpoints: {run}")
     return table
 

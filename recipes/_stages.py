@@ -1,7 +1,7 @@
 """What the ImageNet 64x64 recipes share: presets, data, training stages."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +24,7 @@ class Preset:
     teacher: str
     teacher_iterations: int
     teacher_learning_rate: float
+    label_dropout: float
     iterations: int
     learning_rate: float
     ema_decay: float
@@ -40,6 +41,7 @@ IMAGENET = Preset(
     teacher="scratch",
     teacher_iterations=700_000,
     teacher_learning_rate=1e-4,
+    label_dropout=0.0,
     iterations=200_000,
     learning_rate=1e-4,
     ema_decay=0.9999,
@@ -54,6 +56,7 @@ DEMO = Preset(
     teacher="embedded",
     teacher_iterations=600,
     teacher_learning_rate=2e-3,
+    label_dropout=0.1,
     iterations=500,
     learning_rate=5e-4,
     ema_decay=0.99,
@@ -94,6 +97,23 @@ def denoiser_shapes(preset: Preset) -> mc.Denoiser:
 def new_denoiser(preset: Preset, key: jax.Array) -> mc.Denoiser:
     """A fresh denoiser of the preset's network and schedule."""
     return mc.Denoiser(preset.network.build(key=key), preset.schedule)
+
+
+def with_label_dropout(preset: Preset, share: float) -> Preset:
+    """The preset with a null class in its network if labels are dropped at all."""
+    network = replace(preset.network, null_class=share > 0)
+    return replace(preset, label_dropout=share, network=network)
+
+
+def start_from(path: Path, preset: Preset) -> mc.Denoiser:
+    """A teacher to train further; one without a null class gains it if it is needed."""
+    try:
+        return mc.load_model(path, denoiser_shapes(preset))
+    except ValueError:
+        if not preset.network.null_class:
+            raise
+    bare = with_label_dropout(preset, 0.0)
+    return mc.with_null_class(mc.load_model(path, denoiser_shapes(bare)))
 
 
 def check_training(batch_size: int, seed: int, **iterations: int) -> None:

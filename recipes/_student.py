@@ -2,11 +2,12 @@
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 from _compare import Row, compare, feature_network, teacher_rows
 from _runs import claim, fill
 from _stages import (
@@ -17,6 +18,7 @@ from _stages import (
     load,
     new_denoiser,
     train,
+    with_label_dropout,
 )
 
 import mcmeqx as mc
@@ -28,6 +30,9 @@ class Training:
 
     teacher_iterations: int | None = None
     """Steps of teacher training, when the teacher is trained here."""
+    label_dropout: float | None = None
+    """Share of the teacher's training examples without their class, as guidance needs
+    it; above 0 the network has a null class, as that of --teacher must."""
     iterations: int | None = None
     """Steps of student training."""
     batch_size: int | None = None
@@ -69,10 +74,10 @@ class Config:
     evaluation: Evaluation = field(default_factory=Evaluation)
 
 
-def _filled(config: Config, preset: Preset, kind: str) -> Any:
-    names = ("teacher_iterations", "iterations", "batch_size", "learning_rate")
-    defaults = {name: getattr(preset, name) for name in names}
-    out = Path("runs") / f"{kind}_{preset.name}_{config.steps}"
+def _filled(config: Config, preset: Preset, kind: str, *more: str) -> Any:
+    names = (f.name for f in fields(config.training))
+    defaults = {name: getattr(preset, name) for name in names if hasattr(preset, name)}
+    out = Path("runs") / "_".join((kind, preset.name, str(config.steps), *more))
     return replace(
         fill(config, teacher=preset.teacher, out=out),
         training=fill(config.training, **defaults),
@@ -96,23 +101,43 @@ def _given_teacher(name: str, preset: Preset) -> tuple[Trained | None, str | Non
 
 
 def run_student(
-    kind: str, config: Config, make_teacher: Callable[[mc.Denoiser], mc.AbstractTeacher]
+    kind: str,
+    config: Config,
+    make_teacher: Callable[[mc.Denoiser], mc.AbstractTeacher],
+    *,
+    guidance: mc.Guidance | None = None,
+    guidance_range: tuple[float, float] | None = None,
 ) -> Path:
-    """Teacher, student, table and picture; every finished stage is kept."""
+    """Teacher, student, table and picture; every finished stage is kept.
+
+    `guidance` is the teacher's, in the table too. With a `guidance_range` the student
+    takes the scale as an input, and is measured at that of `guidance`.
+    """
     segments = mc.Segments(config.steps)
     preset, images = load(config.data_dir)
-    plan = _filled(config, preset, kind)
+    name = () if guidance is None else ("guided",)
+    plan = _filled(config, preset, kind, *name)
     options, evaluation = plan.training, plan.evaluation
+    diffusion = mc.DiffusionLoss(label_dropout=options.label_dropout)
+    preset = with_label_dropout(preset, options.label_dropout)
     check_training(
         options.batch_size,
         plan.seed,
         iterations=options.iterations,
         teacher_iterations=options.teacher_iterations,
     )
+    if guidance is not None and not options.label_dropout:
+        raise ValueError(
+            f"guidance {guidance.scale} needs a teacher with a null class: give "
+            "--training.label-dropout 0.1 and a teacher that was trained with it"
+        )
     measured = {"samples": evaluation.samples, "seed": evaluation.seed}
     network = feature_network(images, **measured)
     teacher, sha256 = _given_teacher(plan.teacher, preset)
-    run = claim(plan.out, kind, plan, "evaluation", teacher_sha256=sha256)
+    scale = None if guidance is None else float(jnp.asarray(guidance.scale))
+    asked = None if guidance_range is None else scale
+    later = ("evaluation",) if asked is None else ("evaluation", "guidance")
+    run = claim(plan.out, kind, plan, *later, teacher_sha256=sha256)
 
     network_key, teacher_key, student_key = jax.random.split(
         jax.random.key(plan.seed), 3
@@ -122,7 +147,7 @@ def run_student(
         teacher = train(
             "teacher",
             run,
-            mc.DiffusionLoss(),
+            diffusion,
             new_denoiser(preset, network_key),
             images,
             iterations=options.teacher_iterations,
@@ -138,12 +163,14 @@ def run_student(
         mc.annealed_steps(start, stop, min(over, options.iterations)),
         getattr(mc, options.weighting),
         options.distance,
+        guidance_range,
     )
+    takes_scale = guidance_range is not None
     student = train(
         "student",
         run,
         loss,
-        teacher.model,
+        mc.with_guidance_input(teacher.model) if takes_scale else teacher.model,
         images,
         iterations=options.iterations,
         learning_rate=options.learning_rate,
@@ -152,7 +179,8 @@ def run_student(
         **shared,
     )
     rows = [
-        *teacher_rows(teacher, plan.steps),
-        Row(f"student ({kind}), DDIM", student, mc.DDIM(), segments.grid()),
+        *teacher_rows(teacher, plan.steps, guidance),
+        Row(f"student ({kind}), DDIM", student, mc.DDIM(), segments.grid(), asked),
     ]
-    return compare(rows, run, images, network, training_seed=plan.seed, **measured)
+    measured |= {"training_seed": plan.seed, "guidance": scale}
+    return compare(rows, run, images, network, **measured)

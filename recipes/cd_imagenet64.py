@@ -14,6 +14,7 @@ steps; this distance hardly tells them from the teacher's pale (DDIM) or grainy 
 8 steps, because what the teacher learned, other vendors' emoji, is further away.
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -63,17 +64,18 @@ class TeacherSolver:
         if self.tolerance is not None and not self.tolerance > 0:
             raise ValueError(f"tolerance is positive, got {self.tolerance}")
 
-    def build(self, teacher: mc.Denoiser) -> mc.AbstractTeacher:
+    def build(
+        self, teacher: mc.Denoiser, guidance: mc.Guidance | None
+    ) -> mc.AbstractTeacher:
         """The teacher object of a trained denoiser."""
-        if self.kind == "addim":
-            return mc.DistillationTeacher(teacher)
-        if self.kind == "ddim":
-            return mc.DistillationTeacher(teacher, x_var_fraction=0.0)
+        if self.kind in ("addim", "ddim"):
+            share = 0.75 if self.kind == "addim" else 0.0
+            return mc.DistillationTeacher(teacher, share, guidance=guidance)
         if self.tolerance is None:
             steps = mc.fixed_steps(self.substeps)
         else:
             steps = mc.adaptive_steps(self.tolerance)
-        return mc.ODETeacher(teacher, SOLVERS[self.kind](), steps)
+        return mc.ODETeacher(teacher, SOLVERS[self.kind](), steps, guidance)
 
 
 @dataclass(frozen=True)
@@ -81,11 +83,36 @@ class Config(StudentConfig):
     """Options of a distillation run."""
 
     teacher_solver: TeacherSolver = field(default_factory=TeacherSolver)
+    guidance: float = 0.0
+    """g of the teacher's classifier-free guidance, (1 + g) x_class - g x_no_class; the
+    student needs one evaluation a step all the same. Other papers' w - 1."""
+    guidance_interval: tuple[float, float] = (-math.inf, math.inf)
+    """Lowest and highest logsnr at which the teacher is guided."""
+    guidance_range: tuple[float, float] | None = None
+    """Train a student that takes the scale as an input, on scales in this range;
+    --guidance is the one it is measured at, and can be another on the next call."""
+
+    def __post_init__(self) -> None:
+        """ValueError for a scale below 0 or outside the range that is trained."""
+        low, high = self.guidance_range or (0.0, math.inf)
+        if not low <= self.guidance <= high:
+            raise ValueError(
+                f"guidance is a scale in [{low}, {high}], got {self.guidance}"
+            )
 
 
 def main(config: Config):
     """Run, resume or finish the job; return the path of the table."""
-    return run_student("cd", config, config.teacher_solver.build)
+    guided = config.guidance > 0 or config.guidance_range is not None
+    guidance = mc.Guidance(config.guidance, config.guidance_interval)
+    guidance = guidance if guided else None
+    return run_student(
+        "cd",
+        config,
+        lambda teacher: config.teacher_solver.build(teacher, guidance),
+        guidance=guidance,
+        guidance_range=config.guidance_range,
+    )
 
 
 if __name__ == "__main__":

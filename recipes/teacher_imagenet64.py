@@ -12,7 +12,14 @@ from pathlib import Path
 
 import jax
 from _runs import claim, fill
-from _stages import check_training, denoiser_shapes, load, new_denoiser, train
+from _stages import (
+    check_training,
+    load,
+    new_denoiser,
+    start_from,
+    train,
+    with_label_dropout,
+)
 
 import mcmeqx as mc
 
@@ -28,6 +35,9 @@ class Config:
     fluent-emoji-flat,emojione}: train the demo network on these five vendors' emoji."""
     start_from: Path | None = None
     """A teacher.eqx to go on from, on these data; None starts afresh."""
+    label_dropout: float | None = None
+    """Share of the examples that train without their class, as guidance needs it; None
+    takes the preset's. Above 0 the network has a null class."""
     out: Path = Path("runs/teacher")
     """Run folder; the same command resumes it, another run's is refused."""
     iterations: int | None = None
@@ -47,22 +57,25 @@ def main(config: Config) -> Path:
     preset, images = load(config.data_dir, config.emoji64_dir)
     plan = fill(
         config,
+        label_dropout=preset.label_dropout,
         iterations=preset.teacher_iterations,
         batch_size=preset.batch_size,
         learning_rate=preset.teacher_learning_rate,
         ema_decay=preset.ema_decay,
     )
+    loss = mc.DiffusionLoss(label_dropout=plan.label_dropout)
+    preset = with_label_dropout(preset, plan.label_dropout)
     check_training(plan.batch_size, plan.seed, iterations=plan.iterations)
     network_key, key = jax.random.split(jax.random.key(plan.seed))
     if plan.start_from is None:
         model = new_denoiser(preset, network_key)
     else:
-        model = mc.load_model(plan.start_from, denoiser_shapes(preset))
+        model = start_from(plan.start_from, preset)
     run = claim(plan.out, "teacher", plan)
     train(
         "teacher",
         run,
-        mc.DiffusionLoss(),
+        loss,
         model,
         images,
         iterations=plan.iterations,

@@ -29,6 +29,7 @@ from mcmeqx import (
     guide,
     uniform_grid,
     with_guidance_input,
+    with_null_class,
 )
 from mcmeqx.nets import AbstractNetwork, MLPConfig, Stage, UViTConfig
 
@@ -237,6 +238,26 @@ def test_a_network_given_a_guidance_input_starts_unchanged(config):
         taking(z, 0.5, 1)
     with pytest.raises(ValueError, match="takes none: guidance=given"):
         plain(z, 0.5, 1, guidance=1.0)
+
+
+def test_a_null_class_is_added_to_what_a_model_has():
+    plain = Denoiser(replace(MLP, null_class=False).build(key=KEY), SCHEDULE)
+    given = with_null_class(plain)
+    assert jax.tree.structure(given) == jax.tree.structure(
+        Denoiser(MLP.build(key=KEY), SCHEDULE)
+    )
+    z = jax.random.normal(KEY, (3,), jnp.float32)
+    for label in range(4):
+        np.testing.assert_array_equal(given(z, 0.4, label), plain(z, 0.4, label))
+    table = plain.network.embed.classes
+    mean = eqx.tree_at(
+        lambda m: m.network.embed.classes, plain, table.mean(0, keepdims=True)
+    )
+    np.testing.assert_array_equal(given(z, 0.4), mean(z, 0.4, 0))
+    with pytest.raises(ValueError, match="null_class=True"):
+        with_null_class(given)
+    with pytest.raises(ValueError, match="classes=False"):
+        with_null_class(Denoiser(MLPConfig(3, width=8).build(key=KEY), SCHEDULE))
 
 
 def test_generate_hands_the_scale_to_a_student_that_takes_one():

@@ -6,6 +6,7 @@ import json
 import sys
 from pathlib import Path
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +17,7 @@ from mcmeqx.nets import AbstractNetwork, Stage, UViTConfig
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "recipes"))
 
+import _compare
 import _stages
 import _student
 import cd_imagenet64
@@ -25,7 +27,10 @@ from _student import Config, Evaluation, Training
 
 pytestmark = pytest.mark.usefixtures("as_users_run", "tiny_demo")
 
-NETWORK = UViTConfig(64, (Stage("resnet", 4, 1),), classes=9, embedding=8, patch=16)
+KEY = jax.random.key(0)
+NETWORK = UViTConfig(
+    64, (Stage("resnet", 4, 1),), classes=9, null_class=True, embedding=8, patch=16
+)
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +176,7 @@ def test_each_teacher_solver_is_the_teacher_it_names():
     model = _stages.new_denoiser(_stages.DEMO, jax.random.key(0))
 
     def built(**options):
-        return cd_imagenet64.TeacherSolver(**options).build(model)
+        return cd_imagenet64.TeacherSolver(**options).build(model, None)
 
     assert built().x_var_fraction == 0.75
     assert built(kind="ddim").x_var_fraction == 0.0
@@ -179,6 +184,67 @@ def test_each_teacher_solver_is_the_teacher_it_names():
         assert type(built(kind=kind).solver).__name__.lower() == kind
     adaptive = built(kind="tsit5", tolerance=1e-3).stepsize_controller
     assert (adaptive.rtol, adaptive.atol) == (1e-3, 1e-3)
+    guidance = mc.Guidance(0.5)
+    for kind in ("addim", "ddim", "heun"):
+        solver = cd_imagenet64.TeacherSolver(kind=kind)
+        assert built(kind=kind).guidance is None
+        assert solver.build(model, guidance).guidance is guidance
+
+
+@pytest.mark.slow
+def test_a_student_of_a_range_of_scales_is_measured_at_each_that_is_asked_for():
+    def run(guidance: float) -> tuple[Path, list[dict]]:
+        training = Training(iterations=2)
+        options = {"guidance": guidance, "guidance_range": (0.0, 2.0), "steps": 1}
+        table = cd_imagenet64.main(tiny_config(training=training, **options))
+        return table, rows_of(table)
+
+    table, rows = run(0.5)
+    assert "guided" in str(table)
+    assert [row["guidance"] for row in rows] == [""] + ["0.5"] * 5
+    assert [row["evaluations"] for row in rows] == ["0", "512", "512", "2", "2", "1"]
+    path = table.parents[1] / "student.eqx"
+    student = path.read_bytes()
+    line = (path.parent / "student.jsonl").read_text().splitlines()[-1]
+    assert json.loads(line)["teacher_evaluations"] == 2
+    network = dataclasses.replace(NETWORK, guidance_input=True)
+    preset = dataclasses.replace(_stages.DEMO, network=network)
+    mc.load_model(path, _stages.denoiser_shapes(preset))
+    other, rows = run(1.5)
+    assert other.parents[1] == table.parents[1]
+    assert other != table
+    assert table.exists()
+    assert rows[1]["guidance"] == "1.5"
+    assert path.read_bytes() == student
+
+
+def test_the_teacher_rows_of_a_guided_run_are_guided():
+    teacher = _stages.Trained(_stages.new_denoiser(_stages.DEMO, KEY), "given", None)
+    guidance = mc.Guidance(0.5, (-2.0, 2.0))
+    for row in _compare.teacher_rows(teacher, 2, guidance):
+        assert isinstance(row.trained.model, mc.Guided)
+        assert row.trained.model.guidance is guidance
+        assert row.evaluations == 2 * row.steps
+    for row in _compare.teacher_rows(teacher, 2, None):
+        assert row.trained.model is teacher.model
+        assert row.evaluations == row.steps
+
+
+def test_a_teacher_without_a_null_class_gains_one_to_go_on_with():
+    bare = _stages.with_label_dropout(_stages.DEMO, 0.0)
+    model = _stages.new_denoiser(bare, KEY)
+    path = Path("bare.eqx")
+    mc.save_model(path, model)
+    with pytest.raises(ValueError, match="array 2"):
+        mc.load_model(path, _stages.denoiser_shapes(_stages.DEMO))
+    started = _stages.start_from(path, _stages.DEMO)
+    assert eqx.tree_equal(_stages.start_from(path, bare), model)
+    old, new = model.network.embed.classes, started.network.embed.classes
+    np.testing.assert_array_equal(new[:9], old)
+    np.testing.assert_allclose(new[9], np.mean(old, 0), atol=1e-7)
+    other = dataclasses.replace(_stages.DEMO, schedule=mc.Shifted(64, low=32, high=64))
+    with pytest.raises(ValueError, match="its schedule is"):
+        _stages.start_from(path, other)
 
 
 @pytest.mark.parametrize(
@@ -194,6 +260,16 @@ def test_each_teacher_solver_is_the_teacher_it_names():
 def test_a_teacher_solver_refuses_options_that_it_does_not_have(options):
     with pytest.raises(ValueError, match=r"substeps|tolerance"):
         cd_imagenet64.TeacherSolver(**options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"guidance": -0.5}, {"guidance": 3.0, "guidance_range": (0.0, 2.0)}],
+    ids=str,
+)
+def test_a_scale_outside_its_range_is_refused(options):
+    with pytest.raises(ValueError, match=r"guidance is a scale in \[0\.0"):
+        cd_imagenet64.Config(**options)
 
 
 def test_teacher_recipe_writes_a_model_that_the_others_take():
@@ -231,6 +307,13 @@ def test_teacher_recipe_writes_a_model_that_the_others_take():
         ({"training": Training(iterations=0)}, "iterations is 1 or more, got 0"),
         ({"training": Training(batch_size=6)}, "multiple of 4"),
         ({"training": Training(batch_size=0)}, "batch_size is 1 or more"),
+        ({"training": Training(label_dropout=1.5)}, r"in \[0, 1\], got 1\.5"),
+        ({"training": Training(label_dropout=0.0)}, r"array 2 is \[10, 8\]"),
+        (
+            {"guidance": 0.5, "training": Training(label_dropout=0.0)},
+            "needs a teacher with a null class",
+        ),
+        ({"guidance": 0.5, "guidance_interval": (1.0, 0.0)}, "rises"),
     ],
 )
 def test_bad_options_are_refused_before_anything_is_written(changes, message):

@@ -21,6 +21,7 @@ from mcmeqx._guidance import Guidance as Guidance
 from mcmeqx._guidance import Guided as Guided
 from mcmeqx._guidance import guide as guide
 from mcmeqx._guidance import with_guidance_input as with_guidance_input
+from mcmeqx._guidance import with_null_class as with_null_class
 from mcmeqx._likelihood import Likelihood as Likelihood
 from mcmeqx._likelihood import bits_per_dim as bits_per_dim
 from mcmeqx._likelihood import dequantise as dequantise

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from mcmeqx._denoiser import Denoiser, Model
 from mcmeqx._schedule import AbstractNoiseSchedule
 from mcmeqx._types import NULL_LABEL, DenoiseFn, Label, Sample, Scalar, ScalarLike
-from mcmeqx.nets._network import unheard_guidance
+from mcmeqx.nets._network import Embedding, unheard_guidance
 
 Scale = ScalarLike | Callable[[ScalarLike], ScalarLike]
 
@@ -144,10 +144,35 @@ def with_guidance_input(model: Denoiser) -> Denoiser:
     What a student of a guided teacher starts from (`guidance_range` of the loss).
     """
     network: Any = model.network
-    embed = network.embed
-    unheard = unheard_guidance(embed.project.weight.shape[0])
-    embed = eqx.tree_at(
-        lambda e: e.guidance, embed, unheard, is_leaf=lambda leaf: leaf is None
+    unheard = unheard_guidance(network.embed.project.weight.shape[0])
+    return eqx.tree_at(
+        lambda m: m.network.embed.guidance,
+        model,
+        unheard,
+        is_leaf=lambda leaf: leaf is None,
     )
-    network = eqx.tree_at(lambda n: n.embed, network, embed)
-    return eqx.tree_at(lambda m: m.network, model, network)
+
+
+def with_null_class(model: Denoiser) -> Denoiser:
+    """A copy with a null class, which starts as the mean of the others.
+
+    For a conditional model that goes on training with label dropout. Raises ValueError
+    if the model has no classes, or a null class already.
+    """
+    network: Any = model.network
+    old = network.embed
+    if old.classes is None or old.null_class:
+        raise ValueError(
+            "with_null_class is for a model with classes and no null class, got "
+            f"classes={old.classes is not None}, null_class={old.null_class}"
+        )
+    width, classes = old.project.weight.shape[0], len(old.classes)
+    new = Embedding(width, classes, null_class=True, key=jax.random.key(0))
+    rows = jnp.concatenate([old.classes, old.classes.mean(0, keepdims=True)])
+    new = eqx.tree_at(
+        lambda e: (e.project, e.classes, e.guidance),
+        new,
+        (old.project, rows, old.guidance),
+        is_leaf=lambda leaf: leaf is None,
+    )
+    return eqx.tree_at(lambda m: m.network.embed, model, new)

@@ -54,6 +54,7 @@ demo64 = UViTConfig(
         Stage("transformer", 128, 4),
     ),
     classes=9,
+    null_class=True,
     embedding=128,
 )
 
