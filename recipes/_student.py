@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from _compare import Row, compare, feature_network, teacher_rows
+from _compare import compare, feature_network
+from _rows import Row, teacher_rows
 from _runs import claim, fill
 from _stages import (
     Preset,

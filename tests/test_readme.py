@@ -1,4 +1,4 @@
-"""The README's snippet runs as it stands, but for its number of training steps."""
+"""The README's snippets run as they stand, but for their number of training steps."""
 
 import re
 from pathlib import Path
@@ -6,17 +6,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import mcmeqx as mc
+
 README = (Path(__file__).parents[1] / "README.md").read_text()
 
 
 @pytest.mark.usefixtures("as_users_run")
 @pytest.mark.slow
-def test_the_snippet_in_python_runs():
-    (snippet,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert "steps=100" in snippet
+def test_the_snippets_in_python_run_one_after_the_other():
+    first, *more = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert "steps=100" in first
+    assert len(more) == 4
     names: dict = {}
-    exec(snippet.replace("steps=100", "steps=1"), names)
-    images = names["images"]
-    assert images.shape == (9, 3, 64, 64)
-    assert np.isfinite(images).all()
+    for snippet in (first.replace("steps=100", "steps=1"), *more):
+        exec(snippet, names)
+        assert names["images"].shape == (9, 3, 64, 64)
+        assert np.isfinite(names["images"]).all()
     assert int(names["state"].step) == 1
+    np.testing.assert_allclose(names["again"], names["emoji"].x, atol=0.1)
+    assert 0.0 < float(names["bits"]) < 8.0
+    assert isinstance(names["guided"], mc.Guided)

@@ -17,11 +17,12 @@ from mcmeqx.nets import AbstractNetwork, Stage, UViTConfig
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "recipes"))
 
-import _compare
+import _rows
 import _stages
 import _student
 import cd_imagenet64
 import ct_imagenet64
+import interpolate
 import teacher_imagenet64
 from _student import Config, Evaluation, Training
 
@@ -74,7 +75,7 @@ def test_cd_makes_table_picture_and_checkpoints_then_finishes_again(capsys):
     assert "DEMO, NOT IMAGENET" in printed[:200]
     rows = rows_of(table)
     assert [(row["method"], row["steps"]) for row in rows] == [
-        ("data against data (floor)", "0"),
+        ("data against data (floor)", ""),
         ("teacher, DDIM", "256"),
         ("teacher, aDDIM", "256"),
         ("teacher, DDIM", "2"),
@@ -83,6 +84,11 @@ def test_cd_makes_table_picture_and_checkpoints_then_finishes_again(capsys):
     ]
     assert {row["data"] for row in rows} == {"openmoji64"}
     assert {row["samples"] for row in rows} == {"9"}
+    to_teacher = [row["distance_to_teacher"] for row in rows]
+    assert float(to_teacher[1]) == pytest.approx(0.0, abs=0.1)
+    assert float(to_teacher[3]) > 1.0
+    assert all(float(row["distance_to_data"]) > 0 for row in rows)
+    assert all("pytest" in row["command"] for row in rows)
     assert [row["iterations"] for row in rows] == [""] + ["3"] * 5
     assert all(float(row["training_seconds"]) > 0 for row in rows[1:])
     run = table.parents[1]
@@ -201,8 +207,8 @@ def test_a_student_of_a_range_of_scales_is_measured_at_each_that_is_asked_for():
 
     table, rows = run(0.5)
     assert "guided" in str(table)
-    assert [row["guidance"] for row in rows] == [""] + ["0.5"] * 5
-    assert [row["evaluations"] for row in rows] == ["0", "512", "512", "2", "2", "1"]
+    assert {row["guidance"] for row in rows} == {"0.5"}
+    assert [row["evaluations"] for row in rows] == ["", "512", "512", "2", "2", "1"]
     path = table.parents[1] / "student.eqx"
     student = path.read_bytes()
     line = (path.parent / "student.jsonl").read_text().splitlines()[-1]
@@ -221,11 +227,11 @@ def test_a_student_of_a_range_of_scales_is_measured_at_each_that_is_asked_for():
 def test_the_teacher_rows_of_a_guided_run_are_guided():
     teacher = _stages.Trained(_stages.new_denoiser(_stages.DEMO, KEY), "given", None)
     guidance = mc.Guidance(0.5, (-2.0, 2.0))
-    for row in _compare.teacher_rows(teacher, 2, guidance):
+    for row in _rows.teacher_rows(teacher, 2, guidance):
         assert isinstance(row.trained.model, mc.Guided)
         assert row.trained.model.guidance is guidance
         assert row.evaluations == 2 * row.steps
-    for row in _compare.teacher_rows(teacher, 2, None):
+    for row in _rows.teacher_rows(teacher, 2, None):
         assert row.trained.model is teacher.model
         assert row.evaluations == row.steps
 
@@ -320,3 +326,30 @@ def test_bad_options_are_refused_before_anything_is_written(changes, message):
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         cd_imagenet64.main(tiny_config(**changes))
     assert not Path("runs").exists()
+
+
+def test_interpolation_turns_unit_noise_into_unit_noise(monkeypatch, capsys):
+    rng = np.random.default_rng(0)
+    a, b = rng.standard_normal((2, 20_000))
+    for share in (0.25, 0.5):
+        turned = interpolate.slerp(a, b, share)
+        np.testing.assert_allclose(np.var(turned), 1.0, atol=0.03)
+    np.testing.assert_allclose(interpolate.slerp(a, b, 0.0), a, atol=1e-12)
+    np.testing.assert_allclose(interpolate.slerp(a, b, 1.0), b, atol=1e-12)
+    np.testing.assert_allclose(interpolate.slerp(a, 2 * a, 0.5), 1.5 * a)
+    # (cos, sin) of a third of a right angle.
+    third = interpolate.slerp(np.eye(2)[0], np.eye(2)[1], 1 / 3)
+    np.testing.assert_allclose(third, [np.sqrt(0.75), 0.5])
+
+    monkeypatch.setattr(interpolate, "DEMO", _stages.DEMO)
+    options = {"teacher": mc.EMOJI_TEACHER, "rows": 2, "frames": 3}
+    path = interpolate.main(interpolate.Config(**options))
+    assert path.read_bytes().startswith(b"\x89PNG")
+    error = float(capsys.readouterr().out.split("decoded codes lie ")[1].split()[0])
+    assert error < 0.01
+    with pytest.raises(ValueError, match="there already"):
+        interpolate.main(interpolate.Config(**options))
+    with pytest.raises(ValueError, match="rows is at most"):
+        interpolate.main(
+            interpolate.Config(**options | {"rows": 99, "out": Path("b.png")})
+        )
