@@ -31,6 +31,7 @@ SOLVERS = (
     (diffrax.Heun(), 2),
     (diffrax.Ralston(), 2),
     (diffrax.Midpoint(), 2),
+    (diffrax.ReversibleHeun(), 2),
     (diffrax.Bosh3(), 3),
     (diffrax.Dopri5(), 5),
     (diffrax.Tsit5(), 5),
@@ -131,6 +132,8 @@ def test_adaptive_steps_keep_to_their_tolerance_on_a_mixture():
     ("solver", "steps"),
     [
         (diffrax.Euler(), fixed_steps(5)),
+        (diffrax.LeapfrogMidpoint(), fixed_steps(5)),
+        (diffrax.ReversibleHeun(), fixed_steps(5)),
         (diffrax.Heun(), fixed_steps(5)),
         (diffrax.Tsit5(), fixed_steps(5)),
         (diffrax.Heun(), adaptive_steps(1e-2)),

@@ -67,7 +67,10 @@ def rows_of(table: Path) -> list[dict]:
         return list(csv.DictReader(file))
 
 
-def test_cd_makes_table_picture_and_checkpoints_then_finishes_again(capsys):
+def test_cd_makes_table_picture_and_checkpoints_then_finishes_again(
+    capsys, monkeypatch
+):
+    monkeypatch.setattr(sys, "argv", ["cd_imagenet64.py", "--steps", "2"])
     solver = cd_imagenet64.TeacherSolver(kind="heun", substeps=2)
     options = {"teacher": "scratch", "teacher_solver": solver}
     table = cd_imagenet64.main(tiny_config(**options))
@@ -88,7 +91,7 @@ def test_cd_makes_table_picture_and_checkpoints_then_finishes_again(capsys):
     assert float(to_teacher[1]) == pytest.approx(0.0, abs=0.1)
     assert float(to_teacher[3]) > 1.0
     assert all(float(row["distance_to_data"]) > 0 for row in rows)
-    assert all("pytest" in row["command"] for row in rows)
+    assert {row["command"] for row in rows} == {"python cd_imagenet64.py --steps 2"}
     assert [row["iterations"] for row in rows] == [""] + ["3"] * 5
     assert all(float(row["training_seconds"]) > 0 for row in rows[1:])
     run = table.parents[1]

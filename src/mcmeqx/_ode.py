@@ -66,14 +66,22 @@ class Flow(NamedTuple):
     """`z_s - z_t`, exact relative to its own size, as their difference is not."""
 
 
+_CALLS = {
+    diffrax.Euler: (1, 0),
+    diffrax.LeapfrogMidpoint: (1, 0),
+    diffrax.ReversibleHeun: (1, 1),
+}
+
+
 def _stages(solver: Solver) -> tuple[int, int]:
     """Calls of the right side in one step, and once before the first."""
-    if isinstance(solver, diffrax.Euler):
-        return 1, 0
+    if type(solver) in _CALLS:
+        return _CALLS[type(solver)]
     if not isinstance(solver, diffrax.AbstractERK):
         raise ValueError(
-            f"{type(solver).__name__} is not an explicit Runge-Kutta method: its calls "
-            "of the network cannot be counted; use Euler, Heun, Dopri5, Tsit5, ..."
+            f"{type(solver).__name__} is not an explicit method: its calls of the "
+            "network cannot be counted, and in the angle the flow is not stiff; use "
+            "Euler, Heun, Dopri5, Tsit5, ..."
         )
     tableau: Any = solver.tableau
     first = int(tableau.fsal)
@@ -157,7 +165,7 @@ def probability_flow(
     """`z` at time t carried to time s along the probability flow: one example.
 
     s < t decodes noise to data, s > t encodes data to noise. `solver` is any explicit
-    Runge-Kutta method of diffrax; its own time runs from 0 at t to 1 at s, which a
+    method of diffrax for an ODE; its own time runs from 0 at t to 1 at s, which a
     `stepsize_controller` other than `fixed_steps` and `adaptive_steps` must know.
 
     Raises an error that names the time where a solve takes more than `max_steps` steps
