@@ -19,6 +19,7 @@ import numpy as np
 from _pictures import draw
 from _rows import Row, sampled
 from _runs import at_least, file_name, whole
+from tqdm import tqdm
 
 import mcmeqx as mc
 
@@ -35,13 +36,14 @@ COLUMNS: tuple[str, ...] = (
     "reference",
     "seed",
     "training_seed",
+    "weights",
     "iterations",
     "training_seconds",
     "sampling_seconds",
     "command",
 )
 PICTURED = 12
-_CHUNK = 4096
+_CHUNK = 256
 
 
 def feature_network(
@@ -133,11 +135,10 @@ def _write(table: Path, results: list[dict[str, Any]]) -> None:
 
 def data_moments(network, images: mc.data.Images, rows) -> mc.metrics.Moments:
     """The moments of the features of the images in `rows`, a chunk at a time."""
-    chunks = (rows[i : i + _CHUNK] for i in range(0, len(rows), _CHUNK))
+    starts = tqdm(range(0, len(rows), _CHUNK), desc="features of the data", leave=False)
+    chunks = (images.take(rows[i : i + _CHUNK]).x for i in starts)
     moments = (
-        mc.metrics.Moments.of(
-            mc.metrics.features(network, np.asarray(images.take(c).x))
-        )
-        for c in chunks
+        mc.metrics.Moments.of(mc.metrics.features(network, np.asarray(x)))
+        for x in chunks
     )
     return reduce(mc.metrics.Moments.merge, moments)

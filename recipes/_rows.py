@@ -34,16 +34,14 @@ class Row:
         return self.steps * (2 if isinstance(self.trained.model, mc.Guided) else 1)
 
     def record(self) -> dict[str, Any]:
-        """What the table says of it before it is sampled.
-
-        A model that was given has no training seconds.
-        """
-        seconds = self.trained.seconds
+        """What the table says of it; a model that was given has no training costs."""
+        _, weights, iterations, seconds = self.trained
         return {
             "method": self.method,
             "steps": self.steps,
             "evaluations": self.evaluations,
-            "iterations": self.trained.iterations,
+            "weights": weights,
+            "iterations": "" if iterations is None else iterations,
             "training_seconds": "" if seconds is None else f"{seconds:.1f}",
         }
 

@@ -1,12 +1,15 @@
 """A run's folder belongs to one recipe and configuration; files are written whole."""
 
 import json
+import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
+
+_PART = "part_"
 
 
 def fill(options: Any, **defaults: Any) -> Any:
@@ -20,6 +23,13 @@ def at_least(least: int, **values: int) -> None:
     for name, value in values.items():
         if value < least:
             raise ValueError(f"{name} is {least} or more, got {value}")
+
+
+def positive(**values: float) -> None:
+    """ValueError that names the first of the values that is not above 0 and finite."""
+    for name, value in values.items():
+        if not 0 < value < math.inf:
+            raise ValueError(f"{name} is a positive number, got {value}")
 
 
 def claim(out: Path, recipe: str, config: Any, *apart: str, **more: Any) -> Path:
@@ -42,7 +52,7 @@ def claim(out: Path, recipe: str, config: Any, *apart: str, **more: Any) -> Path
                     f"{name}={wanted.get(name)} is asked for; give that value back, or "
                     "another --out"
                 )
-    elif out.exists() and any(out.iterdir()):
+    elif out.exists() and any(not is_part(p) for p in out.iterdir()):
         raise ValueError(
             f"{out} has files in it but no config.json of this recipe; "
             "give another --out"
@@ -66,9 +76,14 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def whole(path: Path) -> Iterator[Path]:
     """A path to write to, which becomes `path` if nothing fails meanwhile."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"part_{path.name}")
+    part = path.with_name(f"{_PART}{path.name}")
     yield part
     part.replace(path)
+
+
+def is_part(path: Path) -> bool:
+    """Whether a cut run left this file unfinished."""
+    return path.name.startswith(_PART)
 
 
 def file_name(text: str) -> str:

@@ -1,6 +1,5 @@
 """What the ImageNet 64x64 recipes share: presets, data, training stages."""
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,7 +7,7 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import optax
-from _runs import at_least
+from _runs import at_least, positive
 
 import mcmeqx as mc
 
@@ -105,29 +104,57 @@ def with_label_dropout(preset: Preset, share: float) -> Preset:
     return replace(preset, label_dropout=share, network=network)
 
 
+def _with_the_other_null_class(path: Path, preset: Preset) -> mc.Denoiser | None:
+    """The model in `path` if all that it has or lacks against the preset is that."""
+    other = with_label_dropout(preset, 0.0 if preset.network.null_class else 1.0)
+    try:
+        return mc.load_model(path, denoiser_shapes(other))
+    except ValueError:
+        return None
+
+
 def start_from(path: Path, preset: Preset) -> mc.Denoiser:
     """A teacher to train further; one without a null class gains it if it is needed."""
-    try:
+    other = _with_the_other_null_class(path, preset)
+    if other is not None and preset.network.null_class:
+        return mc.with_null_class(other)
+    return given(path, preset)
+
+
+def given(path: Path, preset: Preset) -> mc.Denoiser:
+    """The teacher in a file; ValueError, and why, if it is not of this preset."""
+    if _with_the_other_null_class(path, preset) is None:
         return mc.load_model(path, denoiser_shapes(preset))
-    except ValueError:
-        if not preset.network.null_class:
-            raise
-    bare = with_label_dropout(preset, 0.0)
-    return mc.with_null_class(mc.load_model(path, denoiser_shapes(bare)))
+    if preset.network.null_class:
+        raise ValueError(
+            f"{path} has no null class: give a label dropout of 0, or train it on with "
+            "teacher_imagenet64.py --start-from"
+        )
+    raise ValueError(f"{path} has a null class: give a label dropout above 0")
 
 
-def check_training(batch_size: int, seed: int, **iterations: int) -> None:
+def check_training(
+    batch_size: int,
+    seed: int,
+    *,
+    learning_rate: float,
+    ema_decay: float,
+    **iterations: int,
+) -> None:
     """ValueError, before anything is written, for what training would stumble over."""
-    at_least(1, batch_size=batch_size, **iterations)
+    at_least(1, **iterations)
     at_least(0, seed=seed)
+    positive(learning_rate=learning_rate)
     mc.check_batch_size(batch_size)
+    mc.Learner(mc.DiffusionLoss(), optax.identity(), ema_decay)
 
 
 class Trained(NamedTuple):
-    """A model and what it cost."""
+    """A model, where its weights are from, and what they cost if that is known."""
 
-    model: mc.Denoiser
-    iterations: int | str
+    model: Any
+    weights: str
+    iterations: int | None
     seconds: float | None
 
 
@@ -170,6 +197,6 @@ def train(
         stream = mc.data.batches(images, batch_size=batch_size, seed=seed, start=start)
         state = mc.fit(learner, state, stream, steps=iterations, callbacks=callbacks)
         mc.save_model(done, state.ema)
-    lines = log.read_text().splitlines() if log.exists() else []
-    seconds = json.loads(lines[-1])["seconds"] if lines else None
-    return Trained(mc.load_model(done, model), iterations, seconds)
+    records = mc.read_metrics(log)
+    seconds = records[-1]["seconds"] if records else None
+    return Trained(mc.load_model(done, model), "this run", iterations, seconds)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 from _compare import compare, feature_network
 from _rows import Row, teacher_rows
 from _runs import claim, fill
@@ -15,7 +14,7 @@ from _stages import (
     Preset,
     Trained,
     check_training,
-    denoiser_shapes,
+    given,
     load,
     new_denoiser,
     train,
@@ -96,9 +95,9 @@ def _given_teacher(name: str, preset: Preset) -> tuple[Trained | None, str | Non
             "`scratch` or the path of a teacher.eqx"
         )
     path = mc.EMOJI_TEACHER if name == "embedded" else Path(name)
-    model = mc.load_model(path, denoiser_shapes(preset))
+    model = given(path, preset)
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-    return Trained(model, name, None), sha256
+    return Trained(model, name, None, None), sha256
 
 
 def run_student(
@@ -106,24 +105,27 @@ def run_student(
     config: Config,
     make_teacher: Callable[[mc.Denoiser], mc.AbstractTeacher],
     *,
+    named: tuple[str, ...] = (),
     guidance: mc.Guidance | None = None,
     guidance_range: tuple[float, float] | None = None,
 ) -> Path:
     """Teacher, student, table and picture; every finished stage is kept.
 
-    `guidance` is the teacher's, in the table too. With a `guidance_range` the student
+    `named` ends the name of the folder if none is given. `guidance` is the teacher's,
+    in the table too. With a `guidance_range` the student
     takes the scale as an input, and is measured at that of `guidance`.
     """
     segments = mc.Segments(config.steps)
     preset, images = load(config.data_dir)
-    name = () if guidance is None else ("guided",)
-    plan = _filled(config, preset, kind, *name)
+    plan = _filled(config, preset, kind, *named)
     options, evaluation = plan.training, plan.evaluation
     diffusion = mc.DiffusionLoss(label_dropout=options.label_dropout)
     preset = with_label_dropout(preset, options.label_dropout)
     check_training(
         options.batch_size,
         plan.seed,
+        learning_rate=options.learning_rate,
+        ema_decay=preset.ema_decay,
         iterations=options.iterations,
         teacher_iterations=options.teacher_iterations,
     )
@@ -135,7 +137,12 @@ def run_student(
     measured = {"samples": evaluation.samples, "seed": evaluation.seed}
     network = feature_network(images, **measured)
     teacher, sha256 = _given_teacher(plan.teacher, preset)
-    scale = None if guidance is None else float(jnp.asarray(guidance.scale))
+    if teacher is not None and config.training.teacher_iterations is not None:
+        raise ValueError(
+            f"--training.teacher-iterations {options.teacher_iterations} is for a "
+            f"teacher that is trained here, --teacher scratch; {plan.teacher} is given"
+        )
+    scale: Any = None if guidance is None else guidance.scale
     asked = None if guidance_range is None else scale
     later = ("evaluation",) if asked is None else ("evaluation", "guidance")
     run = claim(plan.out, kind, plan, *later, teacher_sha256=sha256)

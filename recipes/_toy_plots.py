@@ -7,6 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from _runs import whole
 from _toy_data import Mixture
 from jaxtyping import Array, Float
 from matplotlib.figure import Figure
@@ -75,7 +76,8 @@ def plot_trajectories(
         axis.set(title=title, xlabel="t", xlim=(1, 0), ylim=(-2.6, 2.6))
         axis.set_xticks([1, 0.75, 0.5, 0.25, 0], ["1\nnoise", "", "0.5", "", "0\ndata"])
     axes[0].set_ylabel("z")
-    figure.savefig(path, dpi=150)
+    with whole(path) as part:
+        figure.savefig(part, dpi=150)
 
 
 def plot_ring(
@@ -95,4 +97,5 @@ def plot_ring(
             axis.set(xlim=(-1.6, 1.6), ylim=(-1.6, 1.6), xticks=[], yticks=[])
         for axis in line[len(row) :]:
             axis.remove()
-    figure.savefig(path, dpi=150)
+    with whole(path) as part:
+        figure.savefig(part, dpi=150)

@@ -15,6 +15,7 @@ steps; this distance hardly tells them from the teacher's pale (DDIM) or grainy 
 """
 
 import math
+import sys
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -61,6 +62,11 @@ class TeacherSolver:
                 f"tolerance {self.tolerance} is for methods that estimate their error, "
                 f"{self.kind} does not: drop it, or take --teacher-solver.kind heun"
             )
+        if self.tolerance is not None and self.substeps > 1:
+            raise ValueError(
+                f"substeps {self.substeps} are equal steps and tolerance "
+                f"{self.tolerance} is for adaptive ones: drop either"
+            )
         if self.tolerance is not None and not self.tolerance > 0:
             raise ValueError(f"tolerance is positive, got {self.tolerance}")
 
@@ -86,30 +92,51 @@ class Config(StudentConfig):
     guidance: float = 0.0
     """g of the teacher's classifier-free guidance, (1 + g) x_class - g x_no_class; the
     student needs one evaluation a step all the same. Other papers' w - 1."""
-    guidance_interval: tuple[float, float] = (-math.inf, math.inf)
-    """Lowest and highest logsnr at which the teacher is guided."""
+    guidance_interval: tuple[float, float] | None = None
+    """Lowest and highest logsnr at which the teacher is guided; None guides it at all
+    noise levels."""
     guidance_range: tuple[float, float] | None = None
     """Train a student that takes the scale as an input, on scales in this range;
     --guidance is the one it is measured at, and can be another on the next call."""
 
     def __post_init__(self) -> None:
-        """ValueError for a scale below 0 or outside the range that is trained."""
-        low, high = self.guidance_range or (0.0, math.inf)
+        """ValueError for scales that no teacher or student could have."""
+        low, high = self.guidance_range or (0.0, sys.float_info.max)
+        if not 0.0 <= low < high < math.inf:
+            raise ValueError(
+                f"guidance_range is 0 <= low < high, finite, got {self.guidance_range}"
+            )
         if not low <= self.guidance <= high:
             raise ValueError(
-                f"guidance is a scale in [{low}, {high}], got {self.guidance}"
+                f"guidance is a scale in [{low:g}, {high:g}], got {self.guidance}"
             )
+        if self.guidance_interval is not None and not self.guided:
+            raise ValueError(
+                f"guidance_interval {self.guidance_interval} needs a --guidance above 0"
+            )
+
+    @property
+    def guided(self) -> bool:
+        """Whether there is guidance at all."""
+        return self.guidance > 0 or self.guidance_range is not None
 
 
 def main(config: Config):
     """Run, resume or finish the job; return the path of the table."""
-    guided = config.guidance > 0 or config.guidance_range is not None
-    guidance = mc.Guidance(config.guidance, config.guidance_interval)
-    guidance = guidance if guided else None
+    guidance, named = None, ()
+    if config.teacher_solver.kind != "addim":
+        named += (config.teacher_solver.kind,)
+    if config.guided:
+        everywhere = (-math.inf, math.inf)
+        interval = config.guidance_interval or everywhere
+        guidance = mc.Guidance(config.guidance, interval)
+        scales = config.guidance_range or (config.guidance,)
+        named += ("guidance", *(f"{g:g}" for g in scales))
     return run_student(
         "cd",
         config,
         lambda teacher: config.teacher_solver.build(teacher, guidance),
+        named=named,
         guidance=guidance,
         guidance_range=config.guidance_range,
     )

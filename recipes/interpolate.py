@@ -75,6 +75,7 @@ def main(config: Config) -> Path:
     """Encode, turn, decode and draw; return the picture's path."""
     at_least(1, rows=config.rows)
     at_least(2, frames=config.frames)
+    at_least(0, seed=config.seed)
     flow = mc.ProbabilityFlow(stepsize_controller=mc.adaptive_steps(config.tolerance))
     model = mc.load_model(config.teacher, denoiser_shapes(DEMO))
     if config.out.exists():

@@ -65,7 +65,13 @@ def main(config: Config) -> Path:
     )
     loss = mc.DiffusionLoss(label_dropout=plan.label_dropout)
     preset = with_label_dropout(preset, plan.label_dropout)
-    check_training(plan.batch_size, plan.seed, iterations=plan.iterations)
+    check_training(
+        plan.batch_size,
+        plan.seed,
+        learning_rate=plan.learning_rate,
+        ema_decay=plan.ema_decay,
+        iterations=plan.iterations,
+    )
     network_key, key = jax.random.split(jax.random.key(plan.seed))
     if plan.start_from is None:
         model = new_denoiser(preset, network_key)

@@ -8,14 +8,13 @@ Students, seed 0, on two CPU cores: 0.0437 in 1, 0.0283 in 2, 0.0236 in 4 step(s
 """
 
 import csv
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import jax
 import numpy as np
 import optax
-from _runs import at_least, claim, whole
+from _runs import at_least, claim, positive, whole
 from _toy_data import Mixture, exact_denoiser, pair, ring
 from _toy_plots import plot_ring, plot_trajectories
 
@@ -59,26 +58,33 @@ class Config:
     """Steps of the ring's students; the 1-D picture has those up to 4."""
 
 
+def build(
+    config: Config, mixture: Mixture, student_steps: int
+) -> tuple[mc.Denoiser, mc.Learner]:
+    """A fresh student and its learner; ValueError if an option cannot be."""
+    over = max(1, 2 * config.iterations // 3)
+    loss = mc.MultistepConsistencyLoss(
+        mc.DistillationTeacher(exact_denoiser(mixture, SCHEDULE), x_var_fraction=0.0),
+        mc.Segments(student_steps),
+        mc.annealed_steps(*config.teacher_steps, over=over),
+        mc.snr_plus_one,
+        mc.PseudoHuber(config.huber_eps),
+    )
+    rate = optax.cosine_decay_schedule(config.learning_rate, config.iterations)
+    learner = mc.Learner(loss, optax.adam(rate), config.ema_decay)
+    network = MLPConfig(mixture.means.shape[1], config.width, config.depth)
+    key, _ = jax.random.split(jax.random.key(config.seed))
+    return mc.Denoiser(network.build(key=key), SCHEDULE), learner
+
+
 def train(
     config: Config, mixture: Mixture, student_steps: int, path: Path
 ) -> tuple[mc.Denoiser, float]:
     """A student's averaged weights and its training seconds, from `path` if there."""
-    size = mixture.means.shape[1]
-    network_key, train_key = jax.random.split(jax.random.key(config.seed))
-    network = MLPConfig(size, config.width, config.depth).build(key=network_key)
-    student, log = mc.Denoiser(network, SCHEDULE), path.with_suffix(".jsonl")
+    student, learner = build(config, mixture, student_steps)
+    log = path.with_suffix(".jsonl")
     if not path.exists():
-        over = max(1, 2 * config.iterations // 3)
-        teacher = exact_denoiser(mixture, SCHEDULE)
-        loss = mc.MultistepConsistencyLoss(
-            mc.DistillationTeacher(teacher, x_var_fraction=0.0),
-            mc.Segments(student_steps),
-            mc.annealed_steps(*config.teacher_steps, over=over),
-            mc.snr_plus_one,
-            mc.PseudoHuber(config.huber_eps),
-        )
-        rate = optax.cosine_decay_schedule(config.learning_rate, config.iterations)
-        learner = mc.Learner(loss, optax.adam(rate), config.ema_decay)
+        _, train_key = jax.random.split(jax.random.key(config.seed))
         steps = config.iterations
         callbacks = (
             mc.ProgressBar(
@@ -90,8 +96,7 @@ def train(
         state = learner.init(student, key=train_key)
         state = mc.fit(learner, state, batches, steps=steps, callbacks=callbacks)
         mc.save_model(path, state.ema)
-    seconds = json.loads(log.read_text().splitlines()[-1])["seconds"]
-    return mc.load_model(path, student), seconds
+    return mc.load_model(path, student), mc.read_metrics(log)[-1]["seconds"]
 
 
 def run_pair(config: Config, folder: Path) -> None:
@@ -142,7 +147,10 @@ def main(config: Config) -> None:
     """Runs both experiments, or only prints the table of a run that is finished."""
     at_least(1, iterations=config.iterations, samples=config.samples)
     at_least(0, seed=config.seed)
+    positive(learning_rate=config.learning_rate, std=config.std)
     mc.check_batch_size(config.batch_size)
+    for k in config.students:
+        build(config, ring(config.std), k)
     folder = claim(config.out, "toy", config)
     table = folder / "ring.csv"
     if not table.exists():

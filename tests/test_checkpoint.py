@@ -22,6 +22,7 @@ from mcmeqx import (
     eps_prediction,
     fit,
     load_model,
+    read_metrics,
     save_model,
 )
 from mcmeqx.nets import MLPConfig
@@ -172,6 +173,19 @@ def test_metrics_are_json_lines_and_a_resumed_run_takes_back_what_it_repeats(tmp
     assert [p.name for p in tmp_path.iterdir()] == ["m.jsonl"]
     with pytest.raises(ValueError, match="got 0"):
         JsonLines(path, every=0, steps=9)
+
+
+def test_a_metrics_line_that_was_cut_while_written_is_left_out(tmp_path):
+    path, state = tmp_path / "m.jsonl", start(learner())
+    assert read_metrics(path) == []
+    lines = JsonLines(path, every=1, steps=9)
+    for step in (1, 2):
+        lines(step, state, {"loss": 0.5})
+    whole = path.read_text()
+    path.write_text(whole[:-9])
+    assert [r["step"] for r in read_metrics(path)] == [1]
+    JsonLines(path, every=1, steps=9, start=1)(2, state, {"loss": 0.25})
+    assert [(r["step"], r["loss"]) for r in rows(path)] == [(1, 0.5), (2, 0.25)]
 
 
 def test_the_bar_shows_loss_speed_and_progress(capsys):

@@ -1,5 +1,6 @@
-"""Guidance of Gaussian data, each class a Gaussian of its own mean."""
+"""Guidance of a labelled mixture of Gaussians, each class one of its own mean."""
 
+import math
 from dataclasses import replace
 
 import diffrax
@@ -8,7 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracles import alpha_sigma, gaussian_denoiser
+from oracles import (
+    alpha_sigma,
+    cosine_line,
+    gaussian_denoiser,
+    mixture_denoiser,
+    theta,
+)
+from scipy.integrate import solve_ivp
 
 from mcmeqx import (
     DDIM,
@@ -23,6 +31,7 @@ from mcmeqx import (
     MultistepConsistencyLoss,
     ODETeacher,
     Segments,
+    adaptive_steps,
     addim_x,
     fixed_steps,
     generate,
@@ -40,10 +49,7 @@ UVIT = UViTConfig(8, (Stage("resnet", 4, 1),), classes=4, null_class=True, embed
 
 
 class TwoGaussians(eqx.Module):
-    """Classes 0 and 1 at -1 and 1 with variance 0.2; label -1 or None is all data.
-
-    Without its class the estimate is that of one Gaussian of the data's own variance.
-    """
+    """Classes 0 and 1 at -1 and 1 with variance 0.2; label -1 or None is their mix."""
 
     schedule: Cosine = SCHEDULE
 
@@ -52,17 +58,49 @@ class TwoGaussians(eqx.Module):
         mean = jnp.where(label < 0, 0, 2 * label - 1).astype(z.dtype)
         narrow = gaussian_denoiser(self.schedule, 0.2)
         centred = mean + narrow(z - self.schedule.alpha(t).astype(z.dtype) * mean, t)
-        return jnp.where(
-            label < 0, gaussian_denoiser(self.schedule, 1.2)(z, t), centred
-        )
+        ends = jnp.stack([-jnp.ones_like(z), jnp.ones_like(z)])
+        both = mixture_denoiser(self.schedule, ends, math.sqrt(0.2))
+        return jnp.where(label < 0, both(z, t).astype(z.dtype), centred)
 
 
 def estimates(z, t, label):
-    """The conditional and the unconditional E[x|z], in NumPy."""
+    """The conditional and the unconditional E[x|z], in NumPy.
+
+    Of two equal classes at -1 and 1 the mean class is a hyperbolic tangent.
+    """
     alpha, sigma = alpha_sigma(SCHEDULE, t)
-    mean = 2 * label - 1
-    gains = [alpha * var / (alpha**2 * var + sigma**2) for var in (0.2, 1.2)]
-    return mean + gains[0] * (z - alpha * mean), gains[1] * z
+    u = alpha**2 * 0.2 + sigma**2
+    means = 2 * label - 1, np.tanh(alpha * np.sum(z) / u)
+    return tuple(mean + alpha * 0.2 / u * (z - alpha * mean) for mean in means)
+
+
+class GuidedStudent(eqx.Module):
+    """The exact student of the guided flow, class 1, solved by SciPy to ten digits."""
+
+    g: float
+    segments: int
+    schedule: Cosine = SCHEDULE
+
+    def __call__(self, z, t, label=None, *, guidance=None, key=None):
+        return jax.pure_callback(self.x, z, z, t, vmap_method="sequential")
+
+    def x(self, z, t):
+        z, t = np.asarray(z, np.float64), float(t)
+        r = max(np.ceil(self.segments * t - 2e-4) - 1, 0) / self.segments
+        start, slope = cosine_line(SCHEDULE)
+
+        def v(angle, z):
+            x, negative = estimates(z, (angle - start) / slope, 1)
+            guided = (1 + self.g) * x - self.g * negative
+            return (np.cos(angle) * z - guided) / np.sin(angle)
+
+        angles = theta(SCHEDULE, t), theta(SCHEDULE, r)
+        if t <= r:
+            return z.astype(np.float32)
+        end = solve_ivp(v, angles, z, method="DOP853", rtol=1e-10, atol=1e-10).y[:, -1]
+        gap = angles[0] - angles[1]
+        step = (np.cos(gap) * z - end) / np.sin(gap)
+        return (np.cos(angles[0]) * z - np.sin(angles[0]) * step).astype(np.float32)
 
 
 def test_guide_is_the_papers_extrapolation_for_numbers_and_functions_of_t():
@@ -129,17 +167,91 @@ def test_a_guided_teacher_takes_x_var_from_the_unguided_prediction():
     assert found.evaluations == 2
 
 
-def test_a_guided_ode_teacher_follows_the_guided_model():
-    z, t, s = jnp.asarray([0.3, -0.8]), 0.6, 0.5
-    options = (diffrax.Heun(), fixed_steps(2))
-    example, guidance = Example(z, jnp.int32(0)), Guidance(0.7)
-    found = ODETeacher(TwoGaussians(), *options, guidance=guidance)
-    whole = Guided(TwoGaussians(), guidance)
-    expected = ODETeacher(whole, *options)
-    a = found.step(SCHEDULE, example, z, t, s)
-    b = expected.step(SCHEDULE, example, z, t, s)
-    np.testing.assert_allclose(a.x, b.x, rtol=1e-9)
-    assert (int(a.evaluations), int(b.evaluations)) == (8, 4)
+def test_the_exact_student_of_a_guided_teacher_has_no_loss():
+    teacher = ODETeacher(
+        TwoGaussians(), diffrax.Tsit5(), adaptive_steps(1e-6), Guidance(0.7)
+    )
+    loss = MultistepConsistencyLoss(teacher, Segments(2), lambda i: 8)
+    x = 1 + np.sqrt(0.2) * np.random.default_rng(1).normal(size=(12, 3))
+    examples = Example(jnp.asarray(x, jnp.float32), jnp.ones(12, jnp.int32))
+
+    @eqx.filter_jit
+    def distances(student):
+        def one(example, key):
+            return loss(student, example, step=0, key=key)[1]["x_distance"]
+
+        return jax.vmap(one)(examples, jax.random.split(KEY, 12))
+
+    assert np.max(distances(GuidedStudent(0.7, 2))) < 2e-5
+    assert np.max(distances(GuidedStudent(0.5, 2))) > 1e-3
+    assert np.max(distances(GuidedStudent(0.7, 4))) > 1e-3
+
+
+TEACHERS = {
+    "addim": lambda g: DistillationTeacher(TwoGaussians(), guidance=g),
+    "ode": lambda g: ODETeacher(
+        TwoGaussians(), diffrax.Heun(), fixed_steps(2), guidance=g
+    ),
+}
+teachers = pytest.mark.parametrize("teacher", TEACHERS.values(), ids=TEACHERS)
+
+
+def step_of(teacher, scale=None, t=0.6):
+    z = jnp.asarray([0.3, -0.8])
+    example = Example(jnp.asarray([1.2, 0.7]), jnp.int32(1), scale)
+    return teacher.step(SCHEDULE, example, z, t, t - 0.1)
+
+
+@teachers
+def test_no_guidance_is_the_unguided_teacher_bit_for_bit(teacher):
+    none, plain = step_of(teacher(Guidance(0.0))), step_of(teacher(None))
+    np.testing.assert_array_equal(none.x, plain.x)
+    assert int(none.evaluations) == 2 * int(plain.evaluations)
+    z = jnp.asarray([0.3, -0.8])
+    guided = Guided(TwoGaussians(), Guidance(0.0))
+    np.testing.assert_array_equal(guided(z, 0.4, 1), TwoGaussians()(z, 0.4, 1))
+
+
+@teachers
+def test_the_scale_of_an_example_replaces_the_teachers_own(teacher):
+    own, asked = teacher(Guidance(0.3)), teacher(Guidance(1.2))
+    given = step_of(own, jnp.float32(1.2)).x
+    np.testing.assert_allclose(given, step_of(asked).x, rtol=1e-6)
+    assert np.abs(given - step_of(own).x).max() > 1e-3
+
+
+@teachers
+def test_outside_the_interval_a_teacher_is_not_guided(teacher):
+    # Between t = 0.5 and 0.6 the logsnr falls from 0 to -0.64.
+    within, outside = (
+        teacher(Guidance(0.9, (-2.0, 2.0))),
+        teacher(Guidance(0.9, (1.0, 3.0))),
+    )
+    np.testing.assert_array_equal(step_of(outside).x, step_of(teacher(None)).x)
+    np.testing.assert_array_equal(step_of(within).x, step_of(teacher(Guidance(0.9))).x)
+    assert np.abs(step_of(within).x - step_of(outside).x).max() > 1e-3
+
+
+def test_a_guided_model_heeds_its_interval_and_the_scale_it_is_called_with():
+    z, t = np.array([0.3, -0.8]), 0.6
+    conditional, plain = estimates(z, t, 1)
+    model = Guided(TwoGaussians(), Guidance(0.5, (-2.0, 2.0)))
+    found = model(jnp.asarray(z), t, 1, guidance=1.5)
+    np.testing.assert_allclose(found, 2.5 * conditional - 1.5 * plain, rtol=1e-6)
+    early = model(jnp.asarray(z), 0.95, 1, guidance=1.5)
+    np.testing.assert_allclose(early, estimates(z, 0.95, 1)[0], rtol=1e-6)
+    noise = np.random.default_rng(1).normal(size=(3, 2))
+    labels = np.ones(3, np.int32)
+
+    def draw(model, **options):
+        return generate(
+            model, DDIM(), uniform_grid(4), noise, labels, key=KEY, **options
+        )
+
+    once = draw(Guided(TwoGaussians(), Guidance(1.5, (-2.0, 2.0))))
+    np.testing.assert_allclose(draw(model, guidance=1.5), once, rtol=1e-6)
+    with pytest.raises(ValueError, match="0 or more, got -1"):
+        draw(model, guidance=-1.0)
 
 
 def test_generate_samples_a_guided_model_like_any_other():
@@ -282,6 +394,15 @@ def test_what_cannot_be_guided_is_refused():
         DiffusionLoss(label_dropout=1.5)
     with pytest.raises(ValueError, match="rises"):
         Guidance(1.0, (2.0, -2.0))
+    for scale in (-1.0, np.inf, np.nan):
+        with pytest.raises(ValueError, match=f"above -1, got {scale}"):
+            Guidance(scale)
+    other = Denoiser(MLP.build(key=KEY), Cosine(-20.0, 20.0))
+    with pytest.raises(ValueError, match="must be the same"):
+        Guided(plain, Guidance(1.0, negative=other))(z, 0.5, 1)
+    for teacher in (DistillationTeacher, lambda m: ODETeacher(m, diffrax.Heun())):
+        with pytest.raises(ValueError, match="give the model itself and guidance="):
+            teacher(Guided(plain, Guidance(1.0)))
     with pytest.raises(ValueError, match="0 <= low < high"):
         MultistepConsistencyLoss(DataTeacher(), Segments(1), guidance_range=(2.0, 1.0))
     with pytest.raises(ValueError, match="null_class needs classes"):

@@ -57,7 +57,7 @@ def tiny_demo(monkeypatch, tmp_path, few_images):
 
 
 def tiny_config(kind=cd_imagenet64.Config, **changes) -> Config:
-    training = Training(teacher_iterations=3, iterations=3)
+    training = Training(iterations=3)
     fields = {"steps": 2, "training": training, "evaluation": Evaluation(samples=9)}
     return kind(**(fields | changes))
 
@@ -73,6 +73,7 @@ def test_cd_makes_table_picture_and_checkpoints_then_finishes_again(
     monkeypatch.setattr(sys, "argv", ["cd_imagenet64.py", "--steps", "2"])
     solver = cd_imagenet64.TeacherSolver(kind="heun", substeps=2)
     options = {"teacher": "scratch", "teacher_solver": solver}
+    options["training"] = Training(teacher_iterations=3, iterations=3)
     table = cd_imagenet64.main(tiny_config(**options))
     printed = capsys.readouterr().out
     assert "DEMO, NOT IMAGENET" in printed[:200]
@@ -93,6 +94,11 @@ def test_cd_makes_table_picture_and_checkpoints_then_finishes_again(
     assert all(float(row["distance_to_data"]) > 0 for row in rows)
     assert {row["command"] for row in rows} == {"python cd_imagenet64.py --steps 2"}
     assert [row["iterations"] for row in rows] == [""] + ["3"] * 5
+    assert [row["weights"] for row in rows] == [""] + ["this run"] * 5
+    for name, value in {"seed": "0", "training_seed": "0"}.items():
+        assert {row[name] for row in rows} == {value}
+    assert {row["feature_network"] for row in rows} == {"EfficientNet-Lite0, 1280-d"}
+    assert all(float(row["sampling_seconds"]) > 0 for row in rows[1:])
     assert all(float(row["training_seconds"]) > 0 for row in rows[1:])
     run = table.parents[1]
     assert (table.parent / "samples.png").read_bytes().startswith(b"\x89PNG")
@@ -123,7 +129,7 @@ def test_ct_starts_from_the_embedded_teacher_and_can_be_measured_again():
     table = ct_imagenet64.main(config)
     run = table.parents[1]
     assert not (run / "teacher.eqx").exists()
-    assert rows_of(table)[1]["iterations"] == "embedded"
+    assert [row["weights"] for row in rows_of(table)][1::4] == ["embedded", "this run"]
     assert "student (ct), DDIM" in table.read_text()
     samples = np.load(table.parent / "samples" / "student_ct_DDIM_1.npz")["x"]
     assert samples.shape == (9, 3, 64, 64)
@@ -209,7 +215,7 @@ def test_a_student_of_a_range_of_scales_is_measured_at_each_that_is_asked_for():
         return table, rows_of(table)
 
     table, rows = run(0.5)
-    assert "guided" in str(table)
+    assert "guidance_0_2" in str(table)
     assert {row["guidance"] for row in rows} == {"0.5"}
     assert [row["evaluations"] for row in rows] == ["", "512", "512", "2", "2", "1"]
     path = table.parents[1] / "student.eqx"
@@ -225,6 +231,22 @@ def test_a_student_of_a_range_of_scales_is_measured_at_each_that_is_asked_for():
     assert table.exists()
     assert rows[1]["guidance"] == "1.5"
     assert path.read_bytes() == student
+
+
+@pytest.mark.slow
+def test_a_student_of_one_scale_needs_one_evaluation_a_step():
+    training = Training(iterations=1)
+    config = tiny_config(guidance=0.1, steps=1, training=training)
+    table = cd_imagenet64.main(config)
+    assert table.parents[1].name == "cd_emoji-demo_1_guidance_0.1"
+    rows = rows_of(table)
+    assert {row["guidance"] for row in rows} == {"0.1"}
+    assert [row["evaluations"] for row in rows][-3:] == ["2", "2", "1"]
+    line = (table.parents[1] / "student.jsonl").read_text()
+    assert json.loads(line)["teacher_evaluations"] == 2
+    mc.load_model(
+        table.parents[1] / "student.eqx", _stages.denoiser_shapes(_stages.DEMO)
+    )
 
 
 def test_the_teacher_rows_of_a_guided_run_are_guided():
@@ -244,13 +266,15 @@ def test_a_teacher_without_a_null_class_gains_one_to_go_on_with():
     model = _stages.new_denoiser(bare, KEY)
     path = Path("bare.eqx")
     mc.save_model(path, model)
-    with pytest.raises(ValueError, match="array 2"):
-        mc.load_model(path, _stages.denoiser_shapes(_stages.DEMO))
     started = _stages.start_from(path, _stages.DEMO)
     assert eqx.tree_equal(_stages.start_from(path, bare), model)
     old, new = model.network.embed.classes, started.network.embed.classes
     np.testing.assert_array_equal(new[:9], old)
     np.testing.assert_allclose(new[9], np.mean(old, 0), atol=1e-7)
+    whole = Path("whole.eqx")
+    mc.save_model(whole, started)
+    with pytest.raises(ValueError, match="has a null class"):
+        _stages.start_from(whole, bare)
     other = dataclasses.replace(_stages.DEMO, schedule=mc.Shifted(64, low=32, high=64))
     with pytest.raises(ValueError, match="its schedule is"):
         _stages.start_from(path, other)
@@ -263,6 +287,7 @@ def test_a_teacher_without_a_null_class_gains_one_to_go_on_with():
         {"substeps": 2},
         {"kind": "euler", "tolerance": 1e-3},
         {"kind": "heun", "tolerance": -1.0},
+        {"kind": "heun", "tolerance": 1e-3, "substeps": 2},
     ],
     ids=str,
 )
@@ -273,11 +298,18 @@ def test_a_teacher_solver_refuses_options_that_it_does_not_have(options):
 
 @pytest.mark.parametrize(
     "options",
-    [{"guidance": -0.5}, {"guidance": 3.0, "guidance_range": (0.0, 2.0)}],
+    [
+        {"guidance": -0.5},
+        {"guidance": float("inf")},
+        {"guidance": 3.0, "guidance_range": (0.0, 2.0)},
+        {"guidance_range": (-1.0, 2.0)},
+        {"guidance_range": (1.0, 1.0), "guidance": 1.0},
+        {"guidance_interval": (-1.0, 1.0)},
+    ],
     ids=str,
 )
-def test_a_scale_outside_its_range_is_refused(options):
-    with pytest.raises(ValueError, match=r"guidance is a scale in \[0\.0"):
+def test_scales_that_cannot_be_are_refused(options):
+    with pytest.raises(ValueError, match="guidance"):
         cd_imagenet64.Config(**options)
 
 
@@ -287,7 +319,7 @@ def test_teacher_recipe_writes_a_model_that_the_others_take():
     name = str(path)
     given, sha256 = _student._given_teacher(name, _stages.DEMO)
     assert given is not None
-    assert given.iterations == name
+    assert given.weights == name
     assert len(str(sha256)) == 64
     assert json.loads((path.parent / "config.json").read_text())["batch_size"] == 8
     on = teacher_imagenet64.Config(
@@ -317,18 +349,43 @@ def test_teacher_recipe_writes_a_model_that_the_others_take():
         ({"training": Training(batch_size=6)}, "multiple of 4"),
         ({"training": Training(batch_size=0)}, "batch_size is 1 or more"),
         ({"training": Training(label_dropout=1.5)}, r"in \[0, 1\], got 1\.5"),
-        ({"training": Training(label_dropout=0.0)}, r"array 2 is \[10, 8\]"),
+        ({"training": Training(label_dropout=0.0)}, "has a null class"),
+        ({"training": Training(learning_rate=0.0)}, "learning_rate is a positive"),
+        ({"training": Training(teacher_iterations=3)}, "--teacher scratch"),
         (
             {"guidance": 0.5, "training": Training(label_dropout=0.0)},
             "needs a teacher with a null class",
         ),
         ({"guidance": 0.5, "guidance_interval": (1.0, 0.0)}, "rises"),
+        (
+            {"teacher": "bare.eqx", "steps": 1},
+            r"bare\.eqx has no null class: give a label dropout of 0",
+        ),
     ],
 )
 def test_bad_options_are_refused_before_anything_is_written(changes, message):
+    bare = _stages.with_label_dropout(_stages.DEMO, 0.0)
+    mc.save_model(Path("bare.eqx"), _stages.new_denoiser(bare, KEY))
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         cd_imagenet64.main(tiny_config(**changes))
     assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"ema_decay": 1.0}, r"ema_decay lies in \[0, 1\), got 1\.0"),
+        ({"learning_rate": -1.0}, "learning_rate is a positive number, got -1"),
+        ({"label_dropout": 2.0}, "share of examples"),
+        ({"emoji64_dir": Path("a"), "data_dir": Path("b")}, "not both"),
+    ],
+    ids=str,
+)
+def test_bad_options_of_the_teacher_leave_no_folder(changes, message):
+    config = teacher_imagenet64.Config(out=Path("teacher"), **changes)
+    with pytest.raises(ValueError, match=message):
+        teacher_imagenet64.main(config)
+    assert not Path("teacher").exists()
 
 
 def test_interpolation_turns_unit_noise_into_unit_noise(monkeypatch, capsys):
@@ -345,6 +402,10 @@ def test_interpolation_turns_unit_noise_into_unit_noise(monkeypatch, capsys):
     np.testing.assert_allclose(third, [np.sqrt(0.75), 0.5])
 
     monkeypatch.setattr(interpolate, "DEMO", _stages.DEMO)
+    model = _stages.new_denoiser(_stages.DEMO, KEY)
+    weight = jax.random.normal(KEY, model.network.head.weight.shape, jnp.float32)
+    moved = eqx.tree_at(lambda m: m.network.head.weight, model, 0.01 * weight)
+    mc.save_model(mc.EMOJI_TEACHER, moved)
     options = {"teacher": mc.EMOJI_TEACHER, "rows": 2, "frames": 3}
     path = interpolate.main(interpolate.Config(**options))
     assert path.read_bytes().startswith(b"\x89PNG")

@@ -84,6 +84,28 @@ def test_recipe_runs_prints_again_and_refuses_another_config(
         main(replace(config, seed=3))
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"width": 0}, "width"),
+        ({"students": (1, 0)}, "student_steps"),
+        ({"ema_decay": 1.0}, "ema_decay"),
+        ({"huber_eps": 0.0}, "eps must be positive"),
+        ({"teacher_steps": (8.0, 4.0)}, "start=8"),
+        ({"std": 0.0}, "std is a positive"),
+        ({"learning_rate": -1.0}, "learning_rate is a positive"),
+        ({"batch_size": 0}, "batch_size is 1 or more"),
+    ],
+    ids=str,
+)
+def test_recipe_refuses_bad_options_before_it_claims_a_folder(
+    tmp_path, change, message
+):
+    with pytest.raises(ValueError, match=message):
+        main(replace(tiny(tmp_path / "run"), **change))
+    assert not (tmp_path / "run").exists()
+
+
 def test_recipe_refuses_a_folder_of_something_else(tmp_path):
     (tmp_path / "precious.txt").write_text("mine")
     with pytest.raises(ValueError, match=r"no config\.json"):

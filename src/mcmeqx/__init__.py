@@ -5,6 +5,7 @@ from mcmeqx import metrics as metrics
 from mcmeqx import nets as nets
 from mcmeqx._callbacks import JsonLines as JsonLines
 from mcmeqx._callbacks import ProgressBar as ProgressBar
+from mcmeqx._callbacks import read_metrics as read_metrics
 from mcmeqx._checkpoint import Checkpoints as Checkpoints
 from mcmeqx._checkpoint import load_model as load_model
 from mcmeqx._checkpoint import save_model as save_model

@@ -32,6 +32,17 @@ class ProgressBar:
             self._bar.close()
 
 
+def read_metrics(path: Path) -> list[dict[str, float | int]]:
+    """The records of a `JsonLines` file, none if there is no file.
+
+    A last line that was cut while it was written is left out.
+    """
+    if not Path(path).exists():
+        return []
+    lines = Path(path).read_text().splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
 class JsonLines:
     """A `fit` callback: one JSON object a line, every `every` steps and at the last.
 
@@ -43,13 +54,12 @@ class JsonLines:
         if every < 1:
             raise ValueError(f"every is a number of steps, 1 or more, got {every}")
         self.path, self.every, self.steps = Path(path), every, steps
-        lines = self.path.read_text().splitlines() if self.path.exists() else []
-        kept = [line for line in lines if json.loads(line)["step"] <= start]
-        if len(kept) < len(lines):
+        kept = [r for r in read_metrics(self.path) if r["step"] <= start]
+        if self.path.exists():
             part = self.path.with_name(self.path.name + ".part")
-            part.write_text("".join(line + "\n" for line in kept))
+            part.write_text("".join(json.dumps(record) + "\n" for record in kept))
             part.replace(self.path)
-        earlier = json.loads(kept[-1])["seconds"] if kept else 0.0
+        earlier = kept[-1]["seconds"] if kept else 0.0
         self._begun = time.perf_counter() - earlier
 
     def __call__(self, step: int, state: TrainState, metrics: dict[str, float]) -> None:

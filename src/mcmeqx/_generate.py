@@ -1,5 +1,7 @@
 """The jitted, batched edge of sampling: samples, and a table of a model's errors."""
 
+import math
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -44,8 +46,8 @@ def generate(
     equal length share it. `guidance` is the scale for a student that takes one, traced
     too. `describe` names a progress bar.
 
-    Raises ValueError if `noise` is empty, `labels` differ in number or `batch_size` is
-    not positive.
+    Raises ValueError if `noise` is empty, `labels` differ in number, `batch_size` is
+    not positive or `guidance` negative.
     """
     n = len(noise)
     if n < 1 or batch_size < 1:
@@ -53,6 +55,8 @@ def generate(
             f"generate needs at least one row of noise and a batch_size of 1 or more, "
             f"got {n} rows and batch_size {batch_size}"
         )
+    if guidance is not None and not 0.0 <= guidance < math.inf:
+        raise ValueError(f"guidance is a finite scale of 0 or more, got {guidance}")
     if labels is not None and len(labels) != n:
         raise ValueError(f"generate got {n} rows of noise but {len(labels)} labels")
     batch_size = min(batch_size, n)

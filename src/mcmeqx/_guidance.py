@@ -42,7 +42,8 @@ class Guidance(eqx.Module):
     """How a model is guided."""
 
     scale: ScalarLike = 1.0
-    """g, where the noise level lies in the interval; 0 outside. Other papers' w - 1."""
+    """g, where the noise level lies in the interval; 0 outside. Other papers' w - 1;
+    between -1 and 0 it mixes the two estimates."""
     logsnr_range: tuple[float, float] = eqx.field(
         default=(-math.inf, math.inf), static=True
     )
@@ -52,6 +53,10 @@ class Guidance(eqx.Module):
 
     def __check_init__(self):
         low, high = self.logsnr_range
+        if isinstance(self.scale, int | float) and not -1 < self.scale < math.inf:
+            raise ValueError(
+                f"Guidance.scale is g = w - 1, finite and above -1, got {self.scale}"
+            )
         if not low < high:
             raise ValueError(
                 f"Guidance.logsnr_range rises, got {self.logsnr_range}: give the "
@@ -80,9 +85,10 @@ def guided_pair(
 ) -> tuple[Sample, Sample]:
     """The guided x and the conditional, unguided one, of one example.
 
-    Without a negative model both forwards run as one batch. Raises ValueError without
-    guidance if there is a `scale`, and without a label or a null class where the
-    negative is the model itself.
+    The two are equal bit for bit at g = 0. Without a negative model both forwards run
+    as one batch. Raises ValueError without guidance if there is a `scale`, without a
+    label or a null class where the negative is the model itself, and for a negative of
+    another schedule.
     """
     if guidance is None:
         if scale is not None:
@@ -94,6 +100,11 @@ def guided_pair(
         return x, x
     g = guidance.at(model.schedule, t, scale).astype(z.dtype)
     if guidance.negative is not None:
+        if guidance.negative.schedule != model.schedule:
+            raise ValueError(
+                f"the negative model's schedule is {guidance.negative.schedule}, the "
+                f"guided model's is {model.schedule}: they must be the same"
+            )
         x, negative = model(z, t, label), guidance.negative(z, t, label)
     else:
         labels = with_null(model, z, t, label)

@@ -45,10 +45,11 @@ def log_likelihood(
 ) -> Likelihood:
     """`log p(x)` of one example by the instantaneous change of variables.
 
-    `probes` random sign vectors estimate the trace at a cost of so many forward
-    derivatives, and need a `key`; None takes the exact trace, d of them. The solver
-    and its errors are those of `probability_flow`. Raises ValueError for probes below
-    one and for probes without a key.
+    The density is the model's at t = 0, where alpha x has next to no noise. `probes`
+    random sign vectors estimate the trace at a cost of so many forward derivatives, and
+    need a `key`; None takes the exact trace, d of them at once, which is for small d.
+    The solver and its errors are those of `probability_flow`. Raises ValueError for
+    probes below one and for probes without a key.
     """
     d = x.size
     if probes is None:

@@ -5,6 +5,7 @@ With `w = SNR + 1 = 1 / sigma^2` the squared distance of x is that of v, because
 `x_hat - x = -sigma (v_hat - v)`.
 """
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable
 from typing import Literal
@@ -154,15 +155,16 @@ class MultistepConsistencyLoss(AbstractLoss):
     distance: PseudoHuber = PseudoHuber()
     """Distance between target and estimate of x."""
     guidance_range: tuple[float, float] | None = eqx.field(default=None, static=True)
-    """Scales g that the student learns, uniform; None for a student that takes none."""
+    """Scales g that the student learns, uniform, from a teacher that has a guidance;
+    None for a student that takes none."""
 
     def __check_init__(self):
         if self.guidance_range is None:
             return
         low, high = self.guidance_range
-        if not 0.0 <= low < high:
+        if not 0.0 <= low < high < math.inf:
             raise ValueError(
-                f"guidance_range is 0 <= low < high, got {self.guidance_range}"
+                f"guidance_range is 0 <= low < high, finite, got {self.guidance_range}"
             )
 
     def __call__(

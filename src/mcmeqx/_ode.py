@@ -36,6 +36,7 @@ Field = Callable[[Scalar, PyTree], PyTree]
 
 # Of the way from t to s. Starting at y = 0, diffrax would choose one of 1e-4.
 _FIRST_STEP = 1 / 32
+_SHORTEST_STEP = 1e-6
 
 
 def fixed_steps(steps: int) -> StepSizeController:
@@ -46,10 +47,15 @@ def fixed_steps(steps: int) -> StepSizeController:
 
 
 def adaptive_steps(tolerance: float = 1e-5) -> StepSizeController:
-    """Steps with an error of at most about `tolerance`, absolute and relative."""
+    """Steps with an error of at most about `tolerance`, absolute and relative.
+
+    A solve that would step by less than a millionth of the way fails.
+    """
     if not tolerance > 0:
         raise ValueError(f"tolerance is positive, got {tolerance}")
-    return diffrax.PIDController(rtol=tolerance, atol=tolerance)
+    return diffrax.PIDController(
+        rtol=tolerance, atol=tolerance, dtmin=_SHORTEST_STEP, force_dtmin=False
+    )
 
 
 ADAPTIVE = adaptive_steps()
@@ -73,7 +79,18 @@ _CALLS = {
 }
 
 
-def _stages(solver: Solver) -> tuple[int, int]:
+def check_solver(solver: Solver, stepsize_controller: StepSizeController) -> None:
+    """ValueError for a solver that cannot be counted, or cannot choose its steps."""
+    _calls(solver)
+    fixed = isinstance(stepsize_controller, diffrax.StepTo)
+    if not fixed and not isinstance(solver, diffrax.AbstractAdaptiveSolver):
+        raise ValueError(
+            f"{type(solver).__name__} does not estimate its error, so its steps cannot "
+            "be adaptive: give fixed_steps(n), or a solver like Heun or Tsit5"
+        )
+
+
+def _calls(solver: Solver) -> tuple[int, int]:
     """Calls of the right side in one step, and once before the first."""
     if type(solver) in _CALLS:
         return _CALLS[type(solver)]
@@ -101,10 +118,14 @@ def integrate(
 ) -> tuple[PyTree, Int[Array, ""]]:
     """The y at s of `dy/dtheta = field(time, y)` from `start` at t, and the cost.
 
-    s may lie before or after t. Raises an error that says where, when a solve needs
-    more than `max_steps` steps or meets a number that is not finite.
+    s may lie before or after t. Raises an error when a solve needs more than
+    `max_steps` steps, which says where, or meets a number that is not finite.
     """
-    stages, first = _stages(solver)
+    check_solver(solver, stepsize_controller)
+    stages, first = _calls(solver)
+    fixed = isinstance(stepsize_controller, diffrax.StepTo)
+    if isinstance(stepsize_controller, diffrax.StepTo):
+        max_steps = max(max_steps, len(stepsize_controller.ts) - 1)
     dtype = jax.tree.leaves(start)[0].dtype
     t, s = jnp.asarray(t, dtype), jnp.asarray(s, dtype)
     stepsize_controller = jax.tree.map(
@@ -118,15 +139,21 @@ def integrate(
         rate = -length * schedule.angle_rate(time)
         return jax.tree.map(lambda slope: rate * slope, field(time, y))
 
+    state = None
+    if first and isinstance(solver, diffrax.AbstractERK):
+        # The last stage of a step is the first of the next. Given the very first, the
+        # solver does not compute it anew each time it rejects a first step.
+        state = (jnp.asarray(False), derivative(jnp.zeros((), dtype), start, None))
     solution: Any = diffrax.diffeqsolve(
         diffrax.ODETerm(derivative),
         solver,
         t0=jnp.zeros((), dtype),
         t1=jnp.ones((), dtype),
-        dt0=None if isinstance(stepsize_controller, diffrax.StepTo) else _FIRST_STEP,
+        dt0=None if fixed else _FIRST_STEP,
         y0=start,
         stepsize_controller=stepsize_controller,
         max_steps=max_steps,
+        solver_state=state,
         throw=False,
     )
     end = jax.tree.map(lambda leaf: leaf[-1], solution.ys)
@@ -138,9 +165,9 @@ def integrate(
 def _checked(end: PyTree, stuck: Array, time: Scalar, max_steps: int) -> PyTree:
     # Under jit a message cannot hold a traced number: one message for each hundredth.
     messages = [
-        f"the probability-flow solve stopped at t = {i / 100:.2f}, after {max_steps} "
-        "steps: raise max_steps or loosen the tolerance, and look at what the denoiser "
-        "returns there."
+        f"the probability-flow solve stopped at t = {i / 100:.2f}: {max_steps} steps "
+        f"were not enough, or one of {_SHORTEST_STEP} of the way was too long. Loosen "
+        "the tolerance, and look at what the denoiser returns there."
         for i in range(101)
     ]
     messages += ["the probability-flow solve met a number that is not finite"]
@@ -168,8 +195,8 @@ def probability_flow(
     method of diffrax for an ODE; its own time runs from 0 at t to 1 at s, which a
     `stepsize_controller` other than `fixed_steps` and `adaptive_steps` must know.
 
-    Raises an error that names the time where a solve takes more than `max_steps` steps
-    or meets a number that is not finite.
+    Raises an error where a solve takes more than `max_steps` steps or ever shorter
+    ones, which names the time, or ends with a number that is not finite.
     """
 
     def field(time: Scalar, y: Sample) -> Sample:
@@ -211,9 +238,12 @@ class ProbabilityFlow(AbstractStepSampler):
     """Each step of the grid solved by diffrax: `generate` over `[1, 0]` or `[0, 1]`."""
 
     solver: Solver = TSIT5
-    """An explicit Runge-Kutta method."""
+    """An explicit method."""
     stepsize_controller: StepSizeController = ADAPTIVE
     """`adaptive_steps(tolerance)` or `fixed_steps(n)` within each step of the grid."""
+
+    def __check_init__(self):
+        check_solver(self.solver, self.stepsize_controller)
 
     def step(
         self,

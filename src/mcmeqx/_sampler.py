@@ -176,8 +176,9 @@ def sample(
 ) -> Sample:
     """The sample at `ts[-1]` that `z` at `ts[0]` leads to; one `lax.scan`.
 
-    `ts` falls from its first entry to its last, for instance `uniform_grid(8)`. One
-    example; `generate` is the batched edge.
+    `ts` falls from its first entry to its last, for instance `uniform_grid(8)`; along
+    `ProbabilityFlow` it may also rise, which encodes data as noise. One example;
+    `generate` is the batched edge.
     """
     ts = jnp.asarray(ts, jnp.result_type(z))
     return sampler.run(denoise, schedule, z, ts, key=key)

@@ -33,6 +33,8 @@ def split_batch(batch: Tree, mesh: Mesh) -> Tree:
 def check_batch_size(batch_size: int) -> None:
     """ValueError unless `batch_size` splits evenly over every device."""
     devices = data_mesh().size
+    if batch_size < 1:
+        raise ValueError(f"batch_size is 1 or more, got {batch_size}")
     if batch_size % devices:
         raise ValueError(
             f"batch_size {batch_size} does not split over {devices} devices; use a "

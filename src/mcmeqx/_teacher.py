@@ -13,10 +13,11 @@ import jax
 import jax.numpy as jnp
 
 from mcmeqx._denoiser import Model
-from mcmeqx._guidance import Guidance, guided_pair
+from mcmeqx._guidance import Guidance, Guided, guided_pair
 from mcmeqx._ode import (
     Solver,
     StepSizeController,
+    check_solver,
     fixed_steps,
     flow_x,
     probability_flow,
@@ -75,6 +76,14 @@ def _check_schedule(
         )
 
 
+def _check_unguided(denoiser: Model) -> None:
+    if isinstance(denoiser, Guided):
+        raise ValueError(
+            "a teacher's denoiser is Guided: give the model itself and guidance=, so "
+            "that x_var and the number of evaluations are the right ones"
+        )
+
+
 class DistillationTeacher(AbstractTeacher):
     """A trained denoiser's aDDIM step (Heek et al. 2024, Alg. 1 and 3)."""
 
@@ -88,6 +97,7 @@ class DistillationTeacher(AbstractTeacher):
     """How the teacher is guided; x_var is the unguided prediction's (app. A.1)."""
 
     def __check_init__(self):
+        _check_unguided(self.denoiser)
         if not 0.0 <= self.x_var_fraction <= 1.0:
             raise ValueError(
                 f"x_var_fraction is a share of the squared error, in [0, 1], "
@@ -122,13 +132,17 @@ class ODETeacher(AbstractTeacher):
     denoiser: Model
     """The teacher model; it sees no dropout and gets no gradient."""
     solver: Solver
-    """An explicit Runge-Kutta method of diffrax: Euler, Heun, Dopri5, ..."""
+    """An explicit method of diffrax: Euler, Heun, Dopri5, ..."""
     stepsize_controller: StepSizeController = eqx.field(
         default_factory=lambda: fixed_steps(1)
     )
     """`fixed_steps(n)` or `adaptive_steps(tolerance)` between t and s."""
     guidance: Guidance | None = None
     """How the teacher is guided."""
+
+    def __check_init__(self):
+        _check_unguided(self.denoiser)
+        check_solver(self.solver, self.stepsize_controller)
 
     def step(
         self,
