@@ -36,18 +36,18 @@ class Config:
     start_from: Path | None = None
     """A teacher.eqx to go on from, on these data; None starts afresh."""
     label_dropout: float | None = None
-    """Share of the examples that train without their class, as guidance needs it; None
-    takes the preset's. Above 0 the network has a null class."""
+    """Share of the examples that train without their class, as guidance needs it; above
+    0 the network has a null class. None is 0.1 on emoji and 0 on ImageNet."""
     out: Path = Path("runs/teacher")
     """Run folder; the same command resumes it, another run's is refused."""
     iterations: int | None = None
-    """Training steps; None takes the preset's."""
+    """Training steps; None is 600 on emoji and 700,000 on ImageNet."""
     batch_size: int | None = None
-    """Images per step; None takes the preset's."""
+    """Images per step; None is 16 on emoji and 2048 on ImageNet."""
     learning_rate: float | None = None
-    """Peak of Adam's learning rate; None takes the preset's."""
+    """Peak of Adam's learning rate; None is 2e-3 on emoji and 1e-4 on ImageNet."""
     ema_decay: float | None = None
-    """Decay of the weight average; None takes the preset's."""
+    """Decay of the weight average; None is 0.99 on emoji and 0.9999 on ImageNet."""
     seed: int = 0
     """Seed of weights, data order and noise."""
 

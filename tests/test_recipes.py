@@ -373,6 +373,21 @@ def test_bad_options_are_refused_before_anything_is_written(changes, message):
     assert not Path("runs").exists()
 
 
+def test_teacher_recipe_trains_on_the_vendors_emoji(monkeypatch, few_images, capsys):
+    asked = []
+
+    def emoji64(folder, *, split):
+        asked.append((folder, split))
+        return few_images
+
+    monkeypatch.setattr(_stages.mc.data, "emoji64", emoji64)
+    folder = Path("tarballs")
+    config = teacher_imagenet64.Config(emoji64_dir=folder, iterations=1)
+    assert teacher_imagenet64.main(config).exists()
+    assert asked == [(folder, "train")]
+    assert "emoji of five vendors" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
