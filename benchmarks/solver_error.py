@@ -120,7 +120,8 @@ def teacher(config: Config) -> Problem:
         return mc.metrics.Moments.of(mc.metrics.features(network, np.clip(x, -1, 1)))
 
     model, labels = mc.emoji_teacher(), np.asarray(held.label)
-    exact = np.asarray(_counted(model, mc.adaptive_steps(1e-5), noise, labels).z)
+    controller = mc.adaptive_steps(1e-5)
+    exact = np.asarray(_counted(model, diffrax.Tsit5(), controller, noise, labels).z)
     flow = moments(exact)
 
     def distances(x: np.ndarray) -> tuple[float, float]:
@@ -182,7 +183,7 @@ def _tsit5(slope, start, begin, end, steps: int):
 
 
 @eqx.filter_jit
-def _counted(model, controller, noise, labels):
+def _counted(model, solver, controller, noise, labels):
     def one(z, label):
         return mc.probability_flow(
             lambda z, t: model(z, t, label),
@@ -190,6 +191,7 @@ def _counted(model, controller, noise, labels):
             z,
             1.0,
             0.0,
+            solver=solver,
             stepsize_controller=controller,
         )
 
@@ -214,8 +216,10 @@ def runs(problem: Problem) -> Iterator[tuple[str, int | float, Callable[[], Any]
         model, noise, labels = problem.model, problem.noise, problem.labels
         return mc.generate(model, sampler, grid, noise, labels, key=key, batch_size=32)
 
-    def solved(controller):
-        flow = _counted(problem.model, controller, problem.noise, problem.labels)
+    def solved(solver, tolerance):
+        controller = mc.adaptive_steps(tolerance)
+        model, noise, labels = problem.model, problem.noise, problem.labels
+        flow = _counted(model, solver, controller, noise, labels)
         return float(np.mean(flow.evaluations)), np.asarray(flow.z)
 
     for name, (sampler, cost) in samplers.items():
@@ -241,9 +245,10 @@ def runs(problem: Problem) -> Iterator[tuple[str, int | float, Callable[[], Any]
                 count,
                 lambda f=flow, c=count: (c, np.asarray(f(problem.noise))),
             )
-    for tolerance in TOLERANCES:
-        controller = mc.adaptive_steps(tolerance)
-        yield f"Tsit5, adaptive {tolerance:g}", 0, lambda c=controller: solved(c)
+    for solver in (diffrax.Dopri5(), diffrax.Tsit5()):
+        for tolerance in TOLERANCES:
+            name = f"{type(solver).__name__}, adaptive {tolerance:g}"
+            yield name, 0, lambda s=solver, t=tolerance: solved(s, t)
 
 
 def plot(rows: list[dict[str, str]], path: Path) -> None:
