@@ -175,7 +175,11 @@ class MultistepConsistencyLoss(AbstractLoss):
         step: ScalarLike,
         key: Key[Array, ""],
     ) -> tuple[Scalar, dict[str, Scalar]]:
-        """The weighted distance at one random teacher step of one random segment."""
+        """The weighted distance at one random teacher step of one random segment.
+
+        `teacher_evaluations` among the metrics counts the example's own calls of the
+        teacher; examples solved together wait for the one that needs most.
+        """
         time_key, noise_key, dropout_key, scale_key = jax.random.split(key, 4)
         if self.guidance_range is not None:
             low, high = self.guidance_range
