@@ -4,7 +4,7 @@
 
 Without --data-dir it trains the demo's small UViT on emoji, at 3 steps of 16 images a
 second on two CPU cores. The result, `<out>/teacher.eqx`, is what `cd_imagenet64.py
---teacher` and `ct_imagenet64.py --teacher` take; the one in the package has 26,000 steps
+--teacher` and `ct_imagenet64.py --teacher` take; the package's own has 26,000 steps
 behind it (src/mcmeqx/weights/README.md).
 """
 
