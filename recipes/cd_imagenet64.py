@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import diffrax
+from _options import Config as StudentConfig
 from _runs import at_least
-from _student import Config as StudentConfig
 from _student import run_student
 
 import mcmeqx as mc

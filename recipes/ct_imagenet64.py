@@ -7,7 +7,8 @@ consulted again; the table compares the two. Without --data-dir this is a demo o
 64x64 OpenMoji emoji with a small UViT.
 """
 
-from _student import Config, run_student
+from _options import Config
+from _student import run_student
 
 import mcmeqx as mc
 

@@ -24,7 +24,7 @@ import cd_imagenet64
 import ct_imagenet64
 import interpolate
 import teacher_imagenet64
-from _student import Config, Evaluation, Training
+from _options import Config, Evaluation, Training
 
 pytestmark = pytest.mark.usefixtures("as_users_run", "tiny_demo")
 

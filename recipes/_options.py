@@ -1,0 +1,81 @@
+"""Options that distillation and consistency training have in common."""
+
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from _runs import fill
+from _stages import Preset
+
+import mcmeqx as mc
+
+WEIGHTINGS = {
+    "snr_plus_one": mc.snr_plus_one,
+    "sqrt_snr_plus_one": mc.sqrt_snr_plus_one,
+}
+
+
+@dataclass(frozen=True)
+class Training:
+    """How the student trains. None takes what suits the data."""
+
+    teacher_iterations: int | None = None
+    """Steps of a teacher that is trained here; None is 600 in the demo and 700,000 on
+    ImageNet."""
+    label_dropout: float | None = None
+    """Share of the teacher's training examples without their class, as guidance needs
+    it; above 0 the network has a null class, as that of --teacher must. None is 0.1 in
+    the demo and 0 on ImageNet."""
+    iterations: int | None = None
+    """Steps of student training; None is 500 in the demo and 200,000 on ImageNet."""
+    batch_size: int | None = None
+    """Images per step; None is 16 in the demo and 2048 on ImageNet."""
+    learning_rate: float | None = None
+    """Peak of Adam's learning rate for the student; None is 5e-4 in the demo and 1e-4
+    on ImageNet."""
+    weighting: Literal["snr_plus_one", "sqrt_snr_plus_one"] = "snr_plus_one"
+    """Loss weight; the paper's, or its square root, which is calmer."""
+    distance: mc.PseudoHuber = field(default_factory=mc.PseudoHuber)
+    """Distance between target and estimate."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How results are measured; a finished run can be measured again."""
+
+    samples: int | None = None
+    """Samples a row of the table; None is 96 in the demo and 50,000 on ImageNet."""
+    seed: int = 0
+    """Seed of noise, classes and the split of the data into floor and reference."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Options of a student's run."""
+
+    steps: int = 8
+    """Segments of the student: its network evaluations per sample (1, 2, 4, ...)."""
+    data_dir: Path | None = None
+    """Folder of ImageNet 64x64; without it the run is a demo on emoji."""
+    teacher: str | None = None
+    """`embedded` is the package's emoji teacher, the demo's default; `scratch`, the
+    default on ImageNet, trains one in the run folder; or the path of a teacher.eqx."""
+    out: Path | None = None
+    """Run folder; None is runs/<recipe>_<data>_<steps>, and more for a teacher's solver
+    and guidance. The same command resumes it."""
+    seed: int = 0
+    """Seed of weights, data order and training noise."""
+    training: Training = field(default_factory=Training)
+    evaluation: Evaluation = field(default_factory=Evaluation)
+
+
+def filled(config: Config, preset: Preset, kind: str, *more: str) -> Any:
+    """The options with what suits the data where they are None."""
+    names = (f.name for f in fields(config.training))
+    defaults = {name: getattr(preset, name) for name in names if hasattr(preset, name)}
+    out = Path("runs") / "_".join((kind, preset.name, str(config.steps), *more))
+    return replace(
+        fill(config, teacher=preset.teacher, out=out),
+        training=fill(config.training, **defaults),
+        evaluation=fill(config.evaluation, samples=preset.samples),
+    )
