@@ -315,9 +315,23 @@ def test_scales_that_cannot_be_are_refused(options):
         cd_imagenet64.Config(**options)
 
 
-def test_teacher_recipe_writes_a_model_that_the_others_take():
-    config = teacher_imagenet64.Config(out=Path("teacher"), iterations=1)
+def test_teacher_recipe_writes_a_model_that_the_others_take(
+    monkeypatch, few_images, capsys
+):
+    asked = []
+
+    def emoji64(folder, *, split):
+        asked.append((folder, split))
+        return few_images
+
+    monkeypatch.setattr(_stages.mc.data, "emoji64", emoji64)
+    folder = Path("tarballs")
+    config = teacher_imagenet64.Config(
+        emoji64_dir=folder, out=Path("teacher"), iterations=1
+    )
     path = teacher_imagenet64.main(config)
+    assert asked == [(folder, "train")]
+    assert "emoji of five vendors" in capsys.readouterr().out
     name = str(path)
     given, sha256 = _student._given_teacher(name, _stages.DEMO)
     assert given is not None
@@ -371,21 +385,6 @@ def test_bad_options_are_refused_before_anything_is_written(changes, message):
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         cd_imagenet64.main(tiny_config(**changes))
     assert not Path("runs").exists()
-
-
-def test_teacher_recipe_trains_on_the_vendors_emoji(monkeypatch, few_images, capsys):
-    asked = []
-
-    def emoji64(folder, *, split):
-        asked.append((folder, split))
-        return few_images
-
-    monkeypatch.setattr(_stages.mc.data, "emoji64", emoji64)
-    folder = Path("tarballs")
-    config = teacher_imagenet64.Config(emoji64_dir=folder, iterations=1)
-    assert teacher_imagenet64.main(config).exists()
-    assert asked == [(folder, "train")]
-    assert "emoji of five vendors" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
