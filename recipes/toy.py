@@ -2,9 +2,12 @@
 
     python recipes/toy.py --out runs/toy
 
-Sliced 2-Wasserstein distance to the data (floor 0.02): the teacher's DDIM has 0.71,
-0.35, 0.12, 0.04 in 1, 2, 4, 8 steps, and 0.02 in 128.
-Students, seed 0, on two CPU cores: 0.0437 in 1, 0.0283 in 2, 0.0236 in 4 step(s).
+Sliced 2-Wasserstein distance to the ring's data, 8192 points, mean of seeds 0, 1 and 2
+(spread 0.002 to 0.007); of other data 0.023. Three minutes on two CPU cores.
+
+    steps            1      2      4      8      128
+    teacher, DDIM    0.71   0.35   0.12   0.043  0.022
+    student          0.063  0.037  0.030  0.023
 """
 
 import csv
