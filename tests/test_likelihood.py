@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracles import MixtureFlow, gaussian_denoiser, mixture_denoiser, scale
+from oracles import MixtureFlow, alpha_sigma, gaussian_denoiser, mixture_denoiser, scale
 from scipy.stats import multivariate_normal
 
 from mcmeqx import (
@@ -23,7 +23,13 @@ KEY = jax.random.key(3)
 
 @pytest.mark.parametrize(
     "schedule",
-    [pytest.param(Cosine(), marks=pytest.mark.slow), LONG, Shifted(64, 32, 64)],
+    [
+        pytest.param(Cosine(), marks=pytest.mark.slow),
+        LONG,
+        # With noise at t = 0, where alpha is far from 1.
+        Cosine(-15.0, 2.0),
+        pytest.param(Shifted(64, 32, 64), marks=pytest.mark.slow),
+    ],
     ids=repr,
 )
 @pytest.mark.parametrize(
@@ -39,7 +45,7 @@ def test_the_likelihood_of_gaussian_data_is_the_closed_form(schedule, var):
         jnp.asarray(x),
         stepsize_controller=EXACT,
     )
-    alpha = float(schedule.alpha(0.0))
+    alpha, _ = alpha_sigma(schedule, 0.0)
     std = scale(schedule, var, 0.0) / scale(schedule, var, 1.0) / alpha
     expected = multivariate_normal.logpdf(x, cov=np.diag(std**2))
     assert float(found.nats) == pytest.approx(expected, abs=2e-6)
