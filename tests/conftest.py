@@ -2,8 +2,8 @@
 
 import os
 
-# Tests compile for longer than they compute, so they do with few of LLVM's optimisations,
-# but with its fused multiply-adds, which float32's small differences need.
+# Tests compile for longer than they compute: so with few of LLVM's optimisations, but
+# with its fused multiply-adds, which float32's small differences need.
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "")
     + " --xla_force_host_platform_device_count=4 --xla_backend_optimization_level=1"
