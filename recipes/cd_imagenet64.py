@@ -101,10 +101,7 @@ class Config(StudentConfig):
     def __post_init__(self) -> None:
         """ValueError for scales that no teacher or student could have."""
         low, high = self.guidance_range or (0.0, sys.float_info.max)
-        if not 0.0 <= low < high < math.inf:
-            raise ValueError(
-                f"guidance_range is 0 <= low < high, finite, got {self.guidance_range}"
-            )
+        mc.check_guidance_range((low, high))
         if not low <= self.guidance <= high:
             raise ValueError(
                 f"guidance is a scale in [{low:g}, {high:g}], got {self.guidance}"

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from _pictures import draw
 from _runs import at_least
-from _stages import DEMO, denoiser_shapes, load
+from _stages import DEMO, given, load
 
 import mcmeqx as mc
 
@@ -78,7 +78,7 @@ def main(config: Config) -> Path:
     at_least(2, frames=config.frames)
     at_least(0, seed=config.seed)
     flow = mc.ProbabilityFlow(stepsize_controller=mc.adaptive_steps(config.tolerance))
-    model = mc.load_model(config.teacher, denoiser_shapes(DEMO))
+    model = given(config.teacher, DEMO)
     if config.out.exists():
         raise ValueError(f"{config.out} is there already; give another --out")
     _, images = load(None, config.emoji64_dir)

@@ -32,6 +32,7 @@ from mcmeqx._loss import DiffusionLoss as DiffusionLoss
 from mcmeqx._loss import MultistepConsistencyLoss as MultistepConsistencyLoss
 from mcmeqx._loss import PseudoHuber as PseudoHuber
 from mcmeqx._loss import annealed_steps as annealed_steps
+from mcmeqx._loss import check_guidance_range as check_guidance_range
 from mcmeqx._loss import snr_plus_one as snr_plus_one
 from mcmeqx._loss import sqrt_snr_plus_one as sqrt_snr_plus_one
 from mcmeqx._ode import Flow as Flow

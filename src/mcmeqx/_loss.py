@@ -141,6 +141,13 @@ def annealed_steps(
     return teacher_steps
 
 
+def check_guidance_range(scales: tuple[float, float]) -> None:
+    """ValueError unless a student can learn the guidance scales between the two."""
+    low, high = scales
+    if not 0.0 <= low < high < math.inf:
+        raise ValueError(f"guidance_range is 0 <= low < high, finite, got {scales}")
+
+
 class MultistepConsistencyLoss(AbstractLoss):
     """Algorithm 1: the student agrees with itself one teacher step closer to data."""
 
@@ -159,13 +166,8 @@ class MultistepConsistencyLoss(AbstractLoss):
     None for a student that takes none."""
 
     def __check_init__(self):
-        if self.guidance_range is None:
-            return
-        low, high = self.guidance_range
-        if not 0.0 <= low < high < math.inf:
-            raise ValueError(
-                f"guidance_range is 0 <= low < high, finite, got {self.guidance_range}"
-            )
+        if self.guidance_range is not None:
+            check_guidance_range(self.guidance_range)
 
     def __call__(
         self,

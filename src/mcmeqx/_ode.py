@@ -123,8 +123,9 @@ def integrate(
     """
     check_solver(solver, stepsize_controller)
     stages, first = _calls(solver)
-    fixed = isinstance(stepsize_controller, diffrax.StepTo)
+    first_step = _FIRST_STEP
     if isinstance(stepsize_controller, diffrax.StepTo):
+        first_step = None
         max_steps = max(max_steps, len(stepsize_controller.ts) - 1)
     dtype = jax.tree.leaves(start)[0].dtype
     t, s = jnp.asarray(t, dtype), jnp.asarray(s, dtype)
@@ -149,7 +150,7 @@ def integrate(
         solver,
         t0=jnp.zeros((), dtype),
         t1=jnp.ones((), dtype),
-        dt0=None if fixed else _FIRST_STEP,
+        dt0=first_step,
         y0=start,
         stepsize_controller=stepsize_controller,
         max_steps=max_steps,
