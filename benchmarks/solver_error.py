@@ -54,7 +54,7 @@ class Config:
 
 
 def plot(rows: list[dict[str, str]], path: Path) -> None:
-    """One line a method, both axes logarithmic."""
+    """One line a method, both axes logarithmic; the reference itself has no place."""
     figure = Figure(figsize=(7.5, 5), layout="constrained")
     axes = figure.subplots()
     axes.set_prop_cycle(color=matplotlib.colormaps["tab20"](range(20)))
@@ -64,7 +64,8 @@ def plot(rows: list[dict[str, str]], path: Path) -> None:
         name = row["method"].split(" adaptive")[0].rstrip(",")
         name += ", adaptive" if "adaptive" in row["method"] else ""
         point = (float(row["evaluations"]), float(row[value]))
-        lines.setdefault(name, []).append(point)
+        if point[1] > 0:
+            lines.setdefault(name, []).append(point)
     for name, points in lines.items():
         axes.loglog(*np.array(sorted(points)).T, marker="o", ms=3, label=name)
     axes.set_xlabel("network evaluations a sample")
