@@ -178,6 +178,10 @@ BAD_NUMBERS = [
     ({"start": -1}, ValueError, "start is -1"),
     ({"start": 1.5}, TypeError, None),
     ({"start": 4, "stop": 3}, ValueError, "stop is 3, expected at least 4"),
+    ({"processes": 4}, ValueError, "batch_size is 2, expected a multiple of .*, 4"),
+    ({"processes": 0}, ValueError, "processes is 0, expected at least 1"),
+    ({"process": 2, "processes": 2}, ValueError, "processes is 2, .* at least 3"),
+    ({"process": -1, "processes": 2}, ValueError, "process is -1"),
 ]
 
 

@@ -5,3 +5,7 @@ from mcmeqx.data._imagenet import imagenet64 as imagenet64
 from mcmeqx.data._images import Images as Images
 from mcmeqx.data._loader import batches as batches
 from mcmeqx.data._openmoji import openmoji as openmoji
+from mcmeqx.data._pack import check_packed as check_packed
+from mcmeqx.data._pack import packed as packed
+from mcmeqx.data._pack import save_packed as save_packed
+from mcmeqx.data._source import AbstractSource as AbstractSource

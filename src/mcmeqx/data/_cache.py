@@ -5,7 +5,6 @@ and if it was made from the same inputs, which the `key` stored in it says.
 """
 
 import os
-import secrets
 import warnings
 import zipfile
 import zlib
@@ -13,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+
+from mcmeqx.data._whole import written_whole
 
 Arrays = dict[str, np.ndarray]
 
@@ -59,12 +60,5 @@ def _load(path: Path, key: str) -> Arrays | None:
 
 
 def _store(path: Path, arrays: Arrays) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Not tempfile: its files are for one user alone, and a cache may be shared.
-    unfinished = path.with_name(f"{path.name}.{secrets.token_hex(8)}.tmp")
-    try:
-        with unfinished.open("xb") as file:
-            np.savez_compressed(file, allow_pickle=False, **arrays)
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with written_whole(path) as file:
+        np.savez_compressed(file, allow_pickle=False, **arrays)

@@ -1,23 +1,19 @@
-"""A labelled set of images held in memory: the one thing that every reader returns.
-
-Pixels stay bytes, four times smaller than float32, and are scaled where they are read:
-x = pixels / 127.5 - 1, so that 0 becomes -1 and 255 becomes 1 exactly. They are stored
-channel last, as image files are, and handed out channel first, as networks want them.
-"""
+"""A labelled set of images in one array, which may be a mapped file."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
 from mcmeqx._types import Example
+from mcmeqx.data._source import AbstractSource, example
 
 Indices = Sequence[int] | np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
-class Images:
+class Images(AbstractSource):
     """Labelled images of one size, indexable, never changed after they are made.
 
     Raises `TypeError` for arrays of another dtype, and `ValueError` for a wrong shape,
@@ -63,14 +59,9 @@ class Images:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, i: int) -> Example:
-        """Example `i`: x float32 (channel, height, width) in [-1, 1], label int32 ().
-
-        Negative `i` count from the end; raises `IndexError` past either end.
-        """
-        if not -len(self) <= i < len(self):
-            raise IndexError(f"example {i} of {len(self)} in {self.name}")
-        return _example(self.pixels[i], np.asarray(self.labels[i]))
+    def raw(self, i: int) -> tuple[np.ndarray, int]:
+        """Pixels uint8 (height, width, channel), a read-only view, and label of `i`."""
+        return self.pixels[i], int(self.labels[i])
 
     def take(self, indices: Indices) -> Example:
         """The batch at `indices`, in their order; an index may come twice.
@@ -82,7 +73,7 @@ class Images:
         at = np.asarray(indices, dtype=None if len(indices) else np.int64)
         if at.ndim != 1 or not np.issubdtype(at.dtype, np.integer):
             raise TypeError(f"indices: {at.ndim}-D {at.dtype}, expected 1-D integers")
-        return _example(self.pixels[at], self.labels[at])
+        return example(self.pixels[at], self.labels[at])
 
 
 def _check_array(field: str, value: Any, dtype: type[np.generic], ndim: int) -> None:
@@ -91,10 +82,3 @@ def _check_array(field: str, value: Any, dtype: type[np.generic], ndim: int) -> 
         raise TypeError(f"{field}: {found}, expected a NumPy array of {dtype.__name__}")
     if value.ndim != ndim:
         raise ValueError(f"{field}: shape {value.shape}, expected {ndim} axes")
-
-
-def _example(pixels: np.ndarray, label: np.ndarray) -> Example:
-    x = np.moveaxis(pixels, -1, -3).astype(np.float32, order="C")
-    x /= 127.5
-    x -= 1.0
-    return Example(cast(Any, x), cast(Any, label))

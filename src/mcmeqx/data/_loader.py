@@ -4,6 +4,9 @@ The stream of examples is one permutation after another: epoch e is drawn from
 `default_rng([seed, e])`. Batch k holds the positions [k B, (k + 1) B) of that stream:
 it may straddle two epochs, nothing is dropped, and a run that resumes at step k has
 batch k at once. grain draws whole batches ahead, on threads, and keeps their order.
+
+Several processes share batch k by its rows, in order; which rows are mirrored is drawn
+for the whole of it, from (seed, k). So together they have the batch of a single one.
 """
 
 from collections.abc import Iterator
@@ -28,6 +31,9 @@ def batches(
     seed: int,
     start: int = 0,
     stop: int | None = None,
+    process: int = 0,
+    processes: int = 1,
+    flip: bool = False,
 ) -> Iterator[Example]:
     """Batches `start`, `start + 1`, ... of `images`, up to but without `stop`.
 
@@ -36,30 +42,45 @@ def batches(
     epoch of len(images) examples, whatever the batch size, which may exceed an epoch.
     Without `stop` the stream never ends.
 
+    With `processes` P, number `process` in [0, P) has batch_size / P rows of each
+    batch, the next ones after its predecessor's. `flip` mirrors an example left to
+    right with probability 1/2, anew each time it comes.
+
     Raises, before the first batch is drawn, `TypeError` for a number that is no integer
-    and `ValueError` for empty `images`, `batch_size` below 1, a negative `seed` or
-    `start`, or `stop` below `start`.
+    and `ValueError` for empty `images`, `batch_size` below 1 or not a multiple of
+    `processes`, a negative `seed` or `start`, `stop` below `start`, or a `process`
+    that is not below `processes`.
     """
     _check("batch_size", batch_size, 1)
     _check("seed", seed, 0)
     _check("start", start, 0)
     if stop is not None:
         _check("stop", stop, start)
+    _check_processes(process, processes, batch_size)
     if not len(images):
         raise ValueError(f"{images.name} holds no examples")
-    count = len(images)
+    count, share = len(images), batch_size // processes
+    rows = slice(process * share, (process + 1) * share)
 
     @lru_cache(maxsize=2)
     def permutation(epoch: int) -> np.ndarray:
         return np.random.default_rng([seed, epoch]).permutation(count)
 
     def draw(step: int) -> Example:
-        first, last = step * batch_size, (step + 1) * batch_size
+        first = step * batch_size + rows.start
+        last = first + share
         parts = [
             permutation(epoch)[max(first - epoch * count, 0) : last - epoch * count]
             for epoch in range(first // count, (last - 1) // count + 1)
         ]
-        return images.take(np.concatenate(parts))
+        batch = images.take(np.concatenate(parts))
+        if not flip:
+            return batch
+        # A spawn key keeps these draws apart from those of every permutation.
+        draws = np.random.SeedSequence([seed, step], spawn_key=(1,))
+        mirrored = np.random.default_rng(draws).random(batch_size)[rows] < 0.5
+        x = np.where(mirrored[:, None, None, None], batch.x[..., ::-1], batch.x)
+        return batch._replace(x=x)
 
     options = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_AHEAD)
     steps = grain.MapDataset.range(start, _ENDLESS if stop is None else stop)
@@ -71,3 +92,12 @@ def _check(field: str, value: Any, least: int) -> None:
         raise TypeError(f"{field} is {value!r}, expected an integer")
     if value < least:
         raise ValueError(f"{field} is {value}, expected at least {least}")
+
+
+def _check_processes(process: Any, processes: Any, batch_size: int) -> None:
+    _check("process", process, 0)
+    _check("processes", processes, process + 1)
+    if batch_size % processes:
+        raise ValueError(
+            f"batch_size is {batch_size}, expected a multiple of processes, {processes}"
+        )
