@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from _machine import Machine
 from _runs import fill
 from _stages import Preset
 
@@ -33,6 +34,9 @@ class Training:
     learning_rate: float | None = None
     """Peak of Adam's learning rate for the student; None is 5e-4 in the demo and 1e-4
     on ImageNet."""
+    precision: Literal["float32", "bfloat16"] | None = None
+    """What the network computes in; parameters, times, targets and loss are float32.
+    None is float32 in the demo and bfloat16 on ImageNet."""
     weighting: Literal["snr_plus_one", "sqrt_snr_plus_one"] = "snr_plus_one"
     """Loss weight; the paper's, or its square root, which is calmer."""
     distance: mc.PseudoHuber = field(default_factory=mc.PseudoHuber)
@@ -67,6 +71,9 @@ class Config:
     """Seed of weights, data order and training noise."""
     training: Training = field(default_factory=Training)
     evaluation: Evaluation = field(default_factory=Evaluation)
+    machine: Machine = field(default_factory=Machine)
+    replay: Path | None = None
+    """Look into the capsule of a run that stopped, with the command that made it."""
 
 
 def filled(config: Config, preset: Preset, kind: str, *more: str) -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from _runs import file_name, whole
-from _stages import Trained
+from _training import Trained
 
 import mcmeqx as mc
 

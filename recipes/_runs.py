@@ -9,6 +9,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from _machine import first, meet
+
 _PART = "part_"
 
 
@@ -57,10 +59,12 @@ def claim(out: Path, recipe: str, config: Any, *apart: str, **more: Any) -> Path
             f"{out} has files in it but no config.json of this recipe; "
             "give another --out"
         )
-    out.mkdir(parents=True, exist_ok=True)
-    with whole(path) as part:
-        part.write_text(json.dumps(wanted, indent=1) + "\n")
-    print(f"run folder: {out}", flush=True)
+    if first():
+        out.mkdir(parents=True, exist_ok=True)
+        with whole(path) as part:
+            part.write_text(json.dumps(wanted, indent=1) + "\n")
+        print(f"run folder: {out}", flush=True)
+    meet("run folder")
     return out
 
 

@@ -1,13 +1,11 @@
-"""What the ImageNet 64x64 recipes share: presets, data, training stages."""
+"""What the ImageNet 64x64 recipes share: presets, data, and models in files."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
-import optax
-from _runs import at_least, positive
+import jax.numpy as jnp
 
 import mcmeqx as mc
 
@@ -29,6 +27,8 @@ class Preset:
     ema_decay: float
     anneal: tuple[float, float, int]
     samples: int
+    precision: str = "float32"
+    flip: bool = False
 
 
 # Heek et al. 2024, sec. 4 and app. A; learning rate, EMA: Hoogeboom et al. 2023.
@@ -46,6 +46,8 @@ IMAGENET = Preset(
     ema_decay=0.9999,
     anneal=(64.0, 1280.0, 100_000),
     samples=50_000,
+    precision="bfloat16",
+    flip=True,
 )
 DEMO = Preset(
     "emoji-demo",
@@ -95,13 +97,20 @@ def denoiser_shapes(preset: Preset) -> mc.Denoiser:
 
 def new_denoiser(preset: Preset, key: jax.Array) -> mc.Denoiser:
     """A fresh denoiser of the preset's network and schedule."""
-    return mc.Denoiser(preset.network.build(key=key), preset.schedule)
+    network = preset.network.build(key=key)
+    return mc.Denoiser(network, preset.schedule, dtype=jnp.dtype(preset.precision))
 
 
 def with_label_dropout(preset: Preset, share: float) -> Preset:
     """The preset with a null class in its network if labels are dropped at all."""
     network = replace(preset.network, null_class=share > 0)
     return replace(preset, label_dropout=share, network=network)
+
+
+def computed(preset: Preset, precision: str, remat: bool) -> Preset:
+    """The preset with a network that computes so."""
+    network = replace(preset.network, **({"remat": True} if remat else {}))
+    return replace(preset, precision=precision, network=network)
 
 
 def _with_the_other_null_class(path: Path, preset: Preset) -> mc.Denoiser | None:
@@ -131,72 +140,3 @@ def given(path: Path, preset: Preset) -> mc.Denoiser:
             "teacher_imagenet64.py --start-from"
         )
     raise ValueError(f"{path} has a null class: give a label dropout above 0")
-
-
-def check_training(
-    batch_size: int,
-    seed: int,
-    *,
-    learning_rate: float,
-    ema_decay: float,
-    **iterations: int,
-) -> None:
-    """ValueError, before anything is written, for what training would stumble over."""
-    at_least(1, **iterations)
-    at_least(0, seed=seed)
-    positive(learning_rate=learning_rate)
-    mc.check_batch_size(batch_size)
-    mc.Learner(mc.DiffusionLoss(), optax.identity(), ema_decay)
-
-
-class Trained(NamedTuple):
-    """A model, where its weights are from, and what they cost if that is known."""
-
-    model: Any
-    weights: str
-    iterations: int | None
-    seconds: float | None
-
-
-def train(
-    name: str,
-    run: Path,
-    loss: mc.AbstractLoss,
-    model: mc.Denoiser,
-    images: mc.data.Images,
-    *,
-    iterations: int,
-    batch_size: int,
-    learning_rate: float,
-    ema_decay: float,
-    seed: int,
-    key: jax.Array,
-) -> Trained:
-    """The EMA after `iterations` steps; resumes, or loads what is done.
-
-    Writes `<name>.eqx`, checkpoints in `<name>/` and metrics in `<name>.jsonl`.
-    """
-    done, log = run / f"{name}.eqx", run / f"{name}.jsonl"
-    if not done.exists():
-        warmup = min(iterations // 20, iterations - 1)
-        rate = optax.warmup_cosine_decay_schedule(
-            0.0, learning_rate, warmup, iterations, 0.05 * learning_rate
-        )
-        adam = optax.adam(rate, b1=0.9, b2=0.99, eps=1e-12)
-        optimizer = optax.chain(optax.clip_by_global_norm(1.0), adam)
-        learner = mc.Learner(loss, optimizer, ema_decay)
-        checkpoints = mc.Checkpoints(run / name, every=min(1000, -(-iterations // 10)))
-        state = checkpoints.restore(learner.init(model, key=key))
-        start = int(state.step)
-        span: Any = {"steps": iterations, "start": start}
-        callbacks = (
-            mc.ProgressBar(name, batch_size=batch_size, **span),
-            mc.JsonLines(log, every=10, **span),
-            checkpoints,
-        )
-        stream = mc.data.batches(images, batch_size=batch_size, seed=seed, start=start)
-        state = mc.fit(learner, state, stream, steps=iterations, callbacks=callbacks)
-        mc.save_model(done, state.ema)
-    records = mc.read_metrics(log)
-    seconds = records[-1]["seconds"] if records else None
-    return Trained(mc.load_model(done, model), "this run", iterations, seconds)

@@ -7,19 +7,20 @@ from typing import Any
 
 import jax
 from _compare import compare, feature_network
+from _machine import first, start
 from _options import WEIGHTINGS, Config, filled
 from _rows import Row, teacher_rows
 from _runs import claim
 from _stages import (
     Preset,
-    Trained,
-    check_training,
+    computed,
     given,
     load,
     new_denoiser,
-    train,
     with_label_dropout,
 )
+from _training import Plan, Trained, train
+from jax.sharding import Mesh
 
 import mcmeqx as mc
 
@@ -39,23 +40,31 @@ def _given_teacher(name: str, preset: Preset) -> tuple[Trained | None, str | Non
     return Trained(model, name, None, None), sha256
 
 
-def _check(plan: Any, preset: Preset, guidance: mc.Guidance | None) -> None:
-    """ValueError for options that would fail later."""
+def _plans(config: Config, plan: Any, preset: Preset, mesh: Mesh) -> tuple[Plan, Plan]:
+    """How teacher and student train; ValueError for what would fail later."""
     options = plan.training
     mc.DiffusionLoss(label_dropout=options.label_dropout)
-    check_training(
-        options.batch_size,
-        plan.seed,
-        learning_rate=options.learning_rate,
-        ema_decay=preset.ema_decay,
-        iterations=options.iterations,
-        teacher_iterations=options.teacher_iterations,
+    shared: dict[str, Any] = {
+        "batch_size": options.batch_size,
+        "ema_decay": preset.ema_decay,
+        "machine": config.machine,
+        "mesh": mesh,
+        "flip": preset.flip,
+        "replay": config.replay,
+    }
+    teacher = Plan(
+        options.teacher_iterations,
+        learning_rate=preset.teacher_learning_rate,
+        seed=plan.seed,
+        **shared,
     )
-    if guidance is not None and not options.label_dropout:
-        raise ValueError(
-            f"guidance {guidance.scale} needs a teacher with a null class: give "
-            "--training.label-dropout 0.1 and a teacher that was trained with it"
-        )
+    student = Plan(
+        options.iterations,
+        learning_rate=options.learning_rate,
+        seed=plan.seed + 1,
+        **shared,
+    )
+    return teacher, student
 
 
 def run_student(
@@ -73,11 +82,18 @@ def run_student(
     in the table too. With a `guidance_range` the student takes the scale as an input,
     and is measured at that of `guidance`.
     """
+    mesh = start(config.machine)
     segments = mc.Segments(config.steps)
     preset, images = load(config.data_dir)
     plan = filled(config, preset, kind, *named)
     preset = with_label_dropout(preset, plan.training.label_dropout)
-    _check(plan, preset, guidance)
+    preset = computed(preset, plan.training.precision, config.machine.remat)
+    teacher_plan, student_plan = _plans(config, plan, preset, mesh)
+    if guidance is not None and not plan.training.label_dropout:
+        raise ValueError(
+            f"guidance {guidance.scale} needs a teacher with a null class: give "
+            "--training.label-dropout 0.1 and a teacher that was trained with it"
+        )
     measured = {"samples": plan.evaluation.samples, "seed": plan.evaluation.seed}
     network = feature_network(images, **measured)
     teacher, sha256 = _given_teacher(plan.teacher, preset)
@@ -89,64 +105,46 @@ def run_student(
         )
     scale: Any = None if guidance is None else guidance.scale
     asked = None if guidance_range is None else scale
-    later = ("evaluation",) if asked is None else ("evaluation", "guidance")
+    later = ("evaluation", "machine", "replay")
+    later += () if asked is None else ("guidance",)
     run = claim(plan.out, kind, plan, *later, teacher_sha256=sha256)
     keys = jax.random.split(jax.random.key(plan.seed), 3)
-    teacher = teacher or _train_teacher(run, plan, preset, images, keys)
-    start, stop, over = preset.anneal
-    student = _train_student(
+    teacher = teacher or train(
+        "teacher",
         run,
-        plan,
-        preset,
+        mc.DiffusionLoss(label_dropout=preset.label_dropout),
+        new_denoiser(preset, keys[0]),
         images,
-        teacher.model if asked is None else mc.with_guidance_input(teacher.model),
+        teacher_plan,
+        grid=mc.uniform_grid(32),
+        key=keys[1],
+    )
+    start_steps, stop_steps, over = preset.anneal
+    student = train(
+        "student",
+        run,
         mc.MultistepConsistencyLoss(
             make_teacher(teacher.model),
             segments,
-            mc.annealed_steps(start, stop, min(over, plan.training.iterations)),
+            mc.annealed_steps(
+                start_steps, stop_steps, min(over, plan.training.iterations)
+            ),
             WEIGHTINGS[plan.training.weighting],
             plan.training.distance,
             guidance_range,
         ),
-        keys[2],
+        teacher.model if asked is None else mc.with_guidance_input(teacher.model),
+        images,
+        student_plan,
+        grid=segments.grid(),
+        guidance=asked,
+        key=keys[2],
     )
+    if not first():
+        return run
     rows = [
         *teacher_rows(teacher, plan.steps, guidance),
         Row(f"student ({kind}), DDIM", student, mc.DDIM(), segments.grid(), asked),
     ]
     measured |= {"training_seed": plan.seed, "guidance": scale}
     return compare(rows, run, images, network, **measured)
-
-
-def _train_teacher(run: Path, plan: Any, preset: Preset, images, keys) -> Trained:
-    return train(
-        "teacher",
-        run,
-        mc.DiffusionLoss(label_dropout=preset.label_dropout),
-        new_denoiser(preset, keys[0]),
-        images,
-        iterations=plan.training.teacher_iterations,
-        learning_rate=preset.teacher_learning_rate,
-        batch_size=plan.training.batch_size,
-        ema_decay=preset.ema_decay,
-        seed=plan.seed,
-        key=keys[1],
-    )
-
-
-def _train_student(
-    run: Path, plan: Any, preset: Preset, images, model: mc.Denoiser, loss, key
-) -> Trained:
-    return train(
-        "student",
-        run,
-        loss,
-        model,
-        images,
-        iterations=plan.training.iterations,
-        learning_rate=plan.training.learning_rate,
-        batch_size=plan.training.batch_size,
-        ema_decay=preset.ema_decay,
-        seed=plan.seed + 1,
-        key=key,
-    )

@@ -8,19 +8,15 @@ second on two CPU cores. The result, `<out>/teacher.eqx`, is what `cd_imagenet64
 behind it (src/mcmeqx/weights/README.md).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import jax
+from _machine import Machine, start
 from _runs import claim, fill
-from _stages import (
-    check_training,
-    load,
-    new_denoiser,
-    start_from,
-    train,
-    with_label_dropout,
-)
+from _stages import computed, load, new_denoiser, start_from, with_label_dropout
+from _training import Plan, train
 
 import mcmeqx as mc
 
@@ -49,12 +45,19 @@ class Config:
     """Peak of Adam's learning rate; None is 2e-3 on emoji and 1e-4 on ImageNet."""
     ema_decay: float | None = None
     """Decay of the weight average; None is 0.99 on emoji and 0.9999 on ImageNet."""
+    precision: Literal["float32", "bfloat16"] | None = None
+    """What the network computes in; parameters, times and loss are float32. None is
+    float32 on emoji and bfloat16 on ImageNet."""
     seed: int = 0
     """Seed of weights, data order and noise."""
+    machine: Machine = field(default_factory=Machine)
+    replay: Path | None = None
+    """Look into the capsule of a run that stopped, with the command that made it."""
 
 
 def main(config: Config) -> Path:
     """Train, or resume, and return the model file."""
+    mesh = start(config.machine)
     preset, images = load(config.data_dir, config.emoji64_dir)
     plan = fill(
         config,
@@ -63,35 +66,30 @@ def main(config: Config) -> Path:
         batch_size=preset.batch_size,
         learning_rate=preset.teacher_learning_rate,
         ema_decay=preset.ema_decay,
+        precision=preset.precision,
     )
     loss = mc.DiffusionLoss(label_dropout=plan.label_dropout)
     preset = with_label_dropout(preset, plan.label_dropout)
-    check_training(
+    preset = computed(preset, plan.precision, config.machine.remat)
+    training = Plan(
+        plan.iterations,
         plan.batch_size,
+        plan.learning_rate,
+        plan.ema_decay,
         plan.seed,
-        learning_rate=plan.learning_rate,
-        ema_decay=plan.ema_decay,
-        iterations=plan.iterations,
+        config.machine,
+        mesh,
+        preset.flip,
+        config.replay,
     )
     network_key, key = jax.random.split(jax.random.key(plan.seed))
     if plan.start_from is None:
         model = new_denoiser(preset, network_key)
     else:
         model = start_from(plan.start_from, preset)
-    run = claim(plan.out, "teacher", plan)
-    train(
-        "teacher",
-        run,
-        loss,
-        model,
-        images,
-        iterations=plan.iterations,
-        batch_size=plan.batch_size,
-        learning_rate=plan.learning_rate,
-        ema_decay=plan.ema_decay,
-        seed=plan.seed,
-        key=key,
-    )
+    run = claim(plan.out, "teacher", plan, "machine", "replay")
+    grid = mc.uniform_grid(32)
+    train("teacher", run, loss, model, images, training, grid=grid, key=key)
     print(f"teacher: {run / 'teacher.eqx'}")
     return run / "teacher.eqx"
 

@@ -90,9 +90,8 @@ def train(
         _, train_key = jax.random.split(jax.random.key(config.seed))
         steps = config.iterations
         callbacks = (
-            mc.ProgressBar(
-                path.stem, steps=steps, start=0, batch_size=config.batch_size
-            ),
+            mc.Speed(batch_size=config.batch_size),
+            mc.ProgressBar(path.stem, steps=steps),
             mc.JsonLines(log, every=100, steps=steps),
         )
         batches = mixture.batches(config.batch_size, config.seed)
@@ -151,7 +150,7 @@ def main(config: Config) -> None:
     at_least(1, iterations=config.iterations, samples=config.samples)
     at_least(0, seed=config.seed)
     positive(learning_rate=config.learning_rate, std=config.std)
-    mc.check_batch_size(config.batch_size)
+    mc.check_batch_size(config.batch_size, mc.make_mesh())
     for k in config.students:
         build(config, ring(config.std), k)
     folder = claim(config.out, "toy", config)

@@ -19,8 +19,9 @@ LAYERS = (
     {"_dpm_solver", "_ode"},
     {"_likelihood", "_segment", "_generate", "_teacher"},
     {"_loss"},
-    {"_sharding"},
+    {"_cluster", "_flops", "_sharding", "_signals"},
     {"_train"},
+    {"_fit"},
     {"_checkpoint", "_callbacks"},
     {"_embedded"},
 )

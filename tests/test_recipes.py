@@ -20,10 +20,12 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "recipes"))
 import _rows
 import _stages
 import _student
+import _training
 import cd_imagenet64
 import ct_imagenet64
 import interpolate
 import teacher_imagenet64
+from _machine import Machine
 from _options import Config, Evaluation, Training
 
 pytestmark = pytest.mark.usefixtures("as_users_run", "tiny_demo")
@@ -152,17 +154,15 @@ class Gain(AbstractNetwork):
 def train_gain(folder: str, images, ema_decay: float = 0.9) -> bytes:
     run = Path(folder)
     run.mkdir(exist_ok=True)
-    _stages.train(
+    machine = Machine()
+    _training.train(
         "m",
         run,
         mc.DiffusionLoss(),
         mc.Denoiser(Gain(jnp.float32(0.1)), mc.Cosine()),
         images,
-        iterations=9,
-        batch_size=8,
-        learning_rate=1e-2,
-        ema_decay=ema_decay,
-        seed=0,
+        _training.Plan(9, 8, 1e-2, ema_decay, 0, machine, mc.make_mesh()),
+        grid=mc.uniform_grid(2),
         key=jax.random.key(0),
     )
     return (run / "m.eqx").read_bytes()
@@ -250,7 +250,7 @@ def test_a_student_of_one_scale_needs_one_evaluation_a_step():
 
 
 def test_the_teacher_rows_of_a_guided_run_are_guided():
-    teacher = _stages.Trained(
+    teacher = _training.Trained(
         _stages.new_denoiser(_stages.DEMO, KEY), "given", None, None
     )
     guidance = mc.Guidance(0.5, (-2.0, 2.0))

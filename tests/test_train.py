@@ -17,7 +17,6 @@ from mcmeqx import (
     Example,
     Learner,
     MultistepConsistencyLoss,
-    NonFiniteLossError,
     PseudoHuber,
     Segments,
     annealed_steps,
@@ -169,20 +168,6 @@ def test_fit_goes_on_from_the_step_of_its_state():
     whole = fit(made, made.init(model(), key=KEY), data, steps=4)
     half = fit(made, made.init(model(), key=KEY), data[:2], steps=2)
     assert_close(fit(made, half, data[2:], steps=4), whole, rtol=0, atol=0)
-
-
-def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step():
-    made = learner(DrawnLoss(bad_step=2))
-    seen = []
-    with pytest.raises(NonFiniteLossError, match="loss of step 3 is nan"):
-        fit(
-            made,
-            made.init(model(), key=KEY),
-            batches(8),
-            steps=8,
-            callbacks=[lambda step, state, metrics: seen.append(step)],
-        )
-    assert seen == [1, 2]
 
 
 def test_fit_names_what_is_wrong_with_the_batches():

@@ -5,10 +5,13 @@ from mcmeqx import metrics as metrics
 from mcmeqx import nets as nets
 from mcmeqx._callbacks import JsonLines as JsonLines
 from mcmeqx._callbacks import ProgressBar as ProgressBar
+from mcmeqx._callbacks import Speed as Speed
+from mcmeqx._callbacks import TensorBoard as TensorBoard
 from mcmeqx._callbacks import read_metrics as read_metrics
 from mcmeqx._checkpoint import Checkpoints as Checkpoints
 from mcmeqx._checkpoint import load_model as load_model
 from mcmeqx._checkpoint import save_model as save_model
+from mcmeqx._cluster import connect as connect
 from mcmeqx._denoiser import Denoiser as Denoiser
 from mcmeqx._denoiser import eps_prediction as eps_prediction
 from mcmeqx._denoiser import v_prediction as v_prediction
@@ -16,6 +19,13 @@ from mcmeqx._denoiser import x_prediction as x_prediction
 from mcmeqx._dpm_solver import DPMSolver as DPMSolver
 from mcmeqx._embedded import EMOJI_TEACHER as EMOJI_TEACHER
 from mcmeqx._embedded import emoji_teacher as emoji_teacher
+from mcmeqx._fit import Callback as Callback
+from mcmeqx._fit import Interrupted as Interrupted
+from mcmeqx._fit import NonFiniteLossError as NonFiniteLossError
+from mcmeqx._fit import Stopped as Stopped
+from mcmeqx._fit import fit as fit
+from mcmeqx._flops import count_flops as count_flops
+from mcmeqx._flops import matmul_peak as matmul_peak
 from mcmeqx._generate import generate as generate
 from mcmeqx._generate import measure_x_var as measure_x_var
 from mcmeqx._guidance import Guidance as Guidance
@@ -31,6 +41,7 @@ from mcmeqx._loss import AbstractLoss as AbstractLoss
 from mcmeqx._loss import DiffusionLoss as DiffusionLoss
 from mcmeqx._loss import MultistepConsistencyLoss as MultistepConsistencyLoss
 from mcmeqx._loss import PseudoHuber as PseudoHuber
+from mcmeqx._loss import Ratio as Ratio
 from mcmeqx._loss import annealed_steps as annealed_steps
 from mcmeqx._loss import check_guidance_range as check_guidance_range
 from mcmeqx._loss import snr_plus_one as snr_plus_one
@@ -55,6 +66,10 @@ from mcmeqx._segment import Segments as Segments
 from mcmeqx._segment import Times as Times
 from mcmeqx._segment import merge_steps as merge_steps
 from mcmeqx._sharding import check_batch_size as check_batch_size
+from mcmeqx._sharding import gathered as gathered
+from mcmeqx._sharding import local_rows as local_rows
+from mcmeqx._sharding import make_mesh as make_mesh
+from mcmeqx._sharding import place as place
 from mcmeqx._step import MeasuredVariance as MeasuredVariance
 from mcmeqx._step import addim as addim
 from mcmeqx._step import addim_x as addim_x
@@ -68,9 +83,7 @@ from mcmeqx._teacher import DistillationTeacher as DistillationTeacher
 from mcmeqx._teacher import ODETeacher as ODETeacher
 from mcmeqx._teacher import TeacherStep as TeacherStep
 from mcmeqx._train import Learner as Learner
-from mcmeqx._train import NonFiniteLossError as NonFiniteLossError
 from mcmeqx._train import TrainState as TrainState
-from mcmeqx._train import fit as fit
 from mcmeqx._types import DenoiseFn as DenoiseFn
 from mcmeqx._types import Example as Example
 from mcmeqx._types import Label as Label

@@ -1,11 +1,14 @@
 """Checkpoints of a run, and single files that hold one model; the only orbax here.
 
-A checkpoint holds every array of a `TrainState`. Restoring fills the arrays of a state
-of the same structure, so the run's config, kept beside it, must rebuild that structure.
+A checkpoint holds every array of a `TrainState`, the average apart from the rest, and
+what the state is made of. Restoring fills the arrays of a state of the same structure.
+The batch of step i is a function of the data's seed and of i, so the step is the data's
+position too.
 
 A model file is one line of JSON, which says what the arrays mean, and then the arrays.
 """
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -13,9 +16,7 @@ from typing import Any
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 import orbax.checkpoint as ocp
 
 from mcmeqx._denoiser import Denoiser
@@ -23,22 +24,42 @@ from mcmeqx._train import TrainState
 
 
 class Checkpoints:
-    """The last two checkpoints of a run, written whole or not at all.
+    """The newest checkpoints of a run, each whole or not there at all.
 
-    An instance is a `fit` callback that saves every `every` steps.
+    An instance is a `fit` callback that saves every `every` steps. Saving copies the
+    state to the host and goes on; the disk is written meanwhile. `keep` of them stay,
+    and every one at a multiple of `milestone` if that is given. `config` is any JSON
+    that says how the run was made; it is kept beside the state.
     """
 
-    def __init__(self, folder: Path, *, every: int):
-        if every < 1:
-            raise ValueError(f"every is a number of steps, 1 or more, got {every}")
-        self.every = every
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        every: int,
+        keep: int = 2,
+        milestone: int | None = None,
+        config: dict[str, Any] | None = None,
+    ):
+        for name, value in {
+            "every": every,
+            "keep": keep,
+            "milestone": milestone or 1,
+        }.items():
+            if value < 1:
+                raise ValueError(f"{name} is a number, 1 or more, got {value}")
+        self.every, self._config = every, config
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=2, enable_async_checkpointing=False
+            max_to_keep=keep, keep_period=milestone, cleanup_tmp_directories=True
         )
+        # Named, so that a process that saved nothing yet can read what another did.
+        handlers = {
+            "ema": ocp.StandardCheckpointHandler(),
+            "training": ocp.StandardCheckpointHandler(),
+            "about": ocp.JsonCheckpointHandler(),
+        }
         self._manager = ocp.CheckpointManager(
-            Path(folder).resolve(),
-            options=options,
-            item_handlers=ocp.StandardCheckpointHandler(),
+            Path(folder).resolve(), options=options, item_handlers=handlers
         )
 
     def __call__(self, step: int, state: TrainState, metrics: dict[str, float]) -> None:
@@ -47,29 +68,51 @@ class Checkpoints:
             self.save(state)
 
     def save(self, state: TrainState) -> None:
-        """Write `state` unless its step is there already; back when it is on disk.
-
-        A state whose parameters are not all finite is not written: `fit` is about to
-        stop, and the run must be able to go on from before.
-        """
+        """Begin to write `state`, unless its step is there already."""
         step = int(state.step)
-        parameters = eqx.filter(state.model, eqx.is_inexact_array)
-        finite = bool(jnp.isfinite(optax.tree.norm(parameters)))
-        if finite and self._manager.latest_step() != step:
-            arrays = eqx.filter(state, eqx.is_array)
-            self._manager.save(step, args=ocp.args.StandardSave(arrays))
+        if self._manager.latest_step() == step:
+            return
+        ema, training = _split(state)
+        about = {"structure": structure(state), "config": self._config}
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                ema=ocp.args.StandardSave(ema),
+                training=ocp.args.StandardSave(training),
+                about=ocp.args.JsonSave(about),
+            ),
+        )
+
+    def wait(self) -> None:
+        """Come back when all that was begun is on the disk."""
+        self._manager.wait_until_finished()
 
     def restore(self, state: TrainState) -> TrainState:
-        """The newest checkpoint in the structure of `state`; `state` if there is none.
+        """The newest checkpoint in the structure and the places of `state`, or `state`.
 
-        Raises ValueError if the checkpoint belongs to another structure.
+        The devices may be others, and more or fewer, than those that saved it. Raises
+        ValueError, naming what differs, if the checkpoint is of another structure.
         """
         step = self._manager.latest_step()
         if step is None:
             return state
-        arrays, static = eqx.partition(state, eqx.is_array)
+        about = self._manager.restore(
+            step, args=ocp.args.Composite(about=ocp.args.JsonRestore())
+        )["about"]
         # Compared beforehand: a restore that fails leaves Orbax's reads hanging.
-        found, wanted = _shapes(self._manager.item_metadata(step)), _shapes(arrays)
+        self._compare(step, about["structure"], structure(state))
+        ema, training = _split(state)
+        restored = self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+                ema=ocp.args.StandardRestore(_like(ema)),
+                training=ocp.args.StandardRestore(_like(training)),
+            ),
+        )
+        arrays = eqx.tree_at(lambda s: s.ema, restored["training"], restored["ema"])
+        return eqx.combine(arrays, eqx.filter(state, eqx.is_array, inverse=True))
+
+    def _compare(self, step: int, found: dict[str, str], wanted: dict[str, str]):
         for name in wanted | found:
             if found.get(name) != wanted.get(name):
                 raise ValueError(
@@ -78,18 +121,41 @@ class Checkpoints:
                     f"there and {wanted.get(name)} here; use the options that made it, "
                     "or another output folder"
                 )
-        shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, arrays)
-        restored = self._manager.restore(step, args=ocp.args.StandardRestore(shapes))
-        return eqx.combine(restored, static)
 
 
-def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-    """Shapes by name, less the run's key, whose stored form has one axis more."""
-    flat = {
-        jax.tree_util.keystr(path, simple=True, separator="."): tuple(leaf.shape)
-        for path, leaf in jax.tree.leaves_with_path(tree)
-    }
-    return {name: shape for name, shape in flat.items() if name != "key"}
+def _split(state: TrainState) -> tuple[Any, TrainState]:
+    """The arrays of the average, and all others with an empty tree in its place."""
+    arrays = eqx.filter(state, eqx.is_array)
+    nothing = jax.tree.map(lambda a: None, arrays.ema)
+    return arrays.ema, eqx.tree_at(lambda s: s.ema, arrays, nothing)
+
+
+def _like(arrays: Any) -> Any:
+    return jax.tree.map(ocp.utils.to_shape_dtype_struct, arrays)
+
+
+def structure(tree: Any, name: str = "") -> dict[str, str]:
+    """What a tree is made of, by dotted name: arrays as `float32[3,64]`, the rest too.
+
+    Static fields are in it, functions by their names.
+    """
+    if hasattr(tree, "shape") and hasattr(tree, "dtype"):
+        return {name: f"{tree.dtype}{list(tree.shape)}".replace(" ", "")}
+    if callable(tree) and hasattr(tree, "__qualname__"):
+        return {name: f"{tree.__module__}.{tree.__qualname__}"}
+    if isinstance(tree, dict):
+        parts = {str(key): value for key, value in tree.items()}
+    elif isinstance(tree, tuple | list):
+        keys = getattr(tree, "_fields", range(len(tree)))
+        parts = {str(key): value for key, value in zip(keys, tree, strict=True)}
+    elif dataclasses.is_dataclass(tree):
+        parts = {f.name: getattr(tree, f.name) for f in dataclasses.fields(tree)}
+    else:
+        return {name: repr(tree)}
+    flat = {} if name == "" else {name: type(tree).__name__}
+    for key, value in parts.items():
+        flat |= structure(value, f"{name}.{key}" if name else key)
+    return flat
 
 
 def _header(model: Denoiser) -> dict[str, Any]:

@@ -8,7 +8,7 @@ With `w = SNR + 1 = 1 / sigma^2` the squared distance of x is that of v, because
 import math
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import equinox as eqx
 import jax
@@ -24,6 +24,8 @@ from mcmeqx._types import Example, Sample, Scalar, ScalarLike
 
 Weighting = Callable[[Scalar], Scalar]
 TeacherSteps = Callable[[ScalarLike], ScalarLike]
+
+_LOGGED_SEGMENTS = 16
 
 
 def snr_plus_one(logsnr: Scalar) -> Scalar:
@@ -68,6 +70,20 @@ class PseudoHuber(eqx.Module):
         return jnp.mean(square / (jnp.sqrt(square + self.eps**2) + self.eps))
 
 
+class Ratio(NamedTuple):
+    """A metric that is averaged apart above and below: a mean over some examples."""
+
+    above: Array
+    """What is averaged, 0 for the examples that it leaves out."""
+    below: Array
+    """1 for the examples that it counts, 0 for others."""
+
+    def over(self) -> Array:
+        """The ratio, NaN where nothing was counted."""
+        some = self.below > 0
+        return jnp.where(some, self.above / jnp.where(some, self.below, 1.0), jnp.nan)
+
+
 class AbstractLoss(eqx.Module):
     """The loss of one example, a scalar, with metrics to log."""
 
@@ -79,8 +95,11 @@ class AbstractLoss(eqx.Module):
         *,
         step: ScalarLike,
         key: Key[Array, ""],
-    ) -> tuple[Scalar, dict[str, Scalar]]:
-        """Loss and metrics at training step `step`; `key` is this example's own."""
+    ) -> tuple[Scalar, dict[str, Any]]:
+        """Loss and metrics at training step `step`; `key` is this example's own.
+
+        Metrics are scalars, which are averaged over the batch, or `Ratio`s.
+        """
 
 
 class DiffusionLoss(AbstractLoss):
@@ -176,7 +195,7 @@ class MultistepConsistencyLoss(AbstractLoss):
         *,
         step: ScalarLike,
         key: Key[Array, ""],
-    ) -> tuple[Scalar, dict[str, Scalar]]:
+    ) -> tuple[Scalar, dict[str, Any]]:
         """The weighted distance at one random teacher step of one random segment.
 
         `teacher_evaluations` among the metrics counts the example's own calls of the
@@ -212,4 +231,24 @@ class MultistepConsistencyLoss(AbstractLoss):
             "teacher_steps": jnp.asarray(steps),
             "teacher_evaluations": jnp.asarray(evaluations, jnp.float32),
         }
-        return loss, metrics
+        target_norm = jnp.sqrt(jnp.mean(target**2))
+        return loss, metrics | self._by_segment(
+            times.r, segment_loss=loss, segment_target_norm=target_norm
+        )
+
+    def _by_segment(self, r: Scalar, **values: Scalar) -> dict[str, Ratio]:
+        """The metrics apart for each segment, if there are some, not hundreds.
+
+        A target's norm is its root mean square.
+        """
+        count = self.segments.student_steps
+        if not 1 < count <= _LOGGED_SEGMENTS:
+            return {}
+        own = jnp.arange(count, dtype=jnp.int32) == jnp.rint(r * count).astype(
+            jnp.int32
+        )
+        below = own.astype(jnp.float32)
+        return {
+            name: Ratio(jnp.where(own, value, jnp.zeros_like(value)), below)
+            for name, value in values.items()
+        }

@@ -1,42 +1,164 @@
-"""One mesh over all devices: batches are split over it, everything else is copied."""
+"""One mesh of axes `data` and `fsdp`, and the one rule that places arrays on it.
 
-from typing import TypeVar
+A batch is split over both axes. Every other array, be it of parameters, of their
+average, of the optimiser or of a teacher, is split over `fsdp` along its longest axis
+that divides evenly, and is whole on each row of `data`; short arrays are whole
+everywhere. XLA gathers a layer's weights where they are used (Xu et al. 2021, GSPMD).
+"""
+
+import math
+from typing import Any, TypeVar
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 Tree = TypeVar("Tree")
 
-
-def data_mesh() -> Mesh:
-    """A one-axis mesh, `data`, over every device."""
-    return Mesh(np.asarray(jax.devices()), ("data",))
+_ROWS = PartitionSpec(("data", "fsdp"))
+_SHORT = 4096
 
 
-def replicate(tree: Tree, mesh: Mesh) -> Tree:
-    """A copy of the tree with each of its arrays whole on every device of the mesh.
+def make_mesh(data: int | None = None, fsdp: int = 1) -> Mesh:
+    """A mesh of `data` times `fsdp` devices, by default all of them on `data`.
 
-    The arrays may lie on other devices, as a restored checkpoint's do.
+    Devices follow one another process by process, so that the rows of a batch that a
+    process holds are its own contiguous share. Raises ValueError if there are not so
+    many devices, or if processes would be left without a device.
+    """
+    devices = sorted(jax.devices(), key=lambda d: (d.process_index, d.id))
+    count = len(devices)
+    if fsdp < 1 or count % fsdp or (data is not None and data < 1):
+        raise ValueError(
+            f"mesh data={data}, fsdp={fsdp} does not fit {count} devices; both are 1 "
+            f"or more, and fsdp divides {count}"
+        )
+    data = count // fsdp if data is None else data
+    wanted = data * fsdp
+    if wanted > count or (jax.process_count() > 1 and wanted < count):
+        raise ValueError(
+            f"mesh data={data}, fsdp={fsdp} asks for {wanted} devices, there are "
+            f"{count}; leave data out to use them all"
+        )
+    grid = np.asarray(devices[:wanted]).reshape(data, fsdp)
+    return Mesh(grid, ("data", "fsdp"), axis_types=(AxisType.Auto, AxisType.Auto))
+
+
+def _spec(shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> PartitionSpec:
+    """Where an array that is no batch lies: the rule."""
+    size = mesh.shape["fsdp"]
+    even = [axis for axis, length in enumerate(shape) if length % size == 0]
+    if size == 1 or not even or math.prod(shape) < _SHORT:
+        return PartitionSpec()
+    longest = max(even, key=lambda axis: (shape[axis], axis))
+    return PartitionSpec(*(None,) * longest, "fsdp")
+
+
+def shardings(tree: Any, mesh: Mesh) -> Any:
+    """The sharding of every array, or array's shape, in the tree; None elsewhere."""
+
+    def one(leaf: Any) -> NamedSharding | None:
+        if eqx.is_array(leaf) or isinstance(leaf, jax.ShapeDtypeStruct):
+            return NamedSharding(mesh, _spec(leaf.shape, mesh))
+        return None
+
+    return jax.tree.map(one, tree)
+
+
+def place(tree: Tree, mesh: Mesh) -> Tree:
+    """A copy of the tree with its arrays where the rule wants them.
+
+    The arrays may lie on other devices, as a restored checkpoint's do. Where there are
+    several processes each must hold the same values.
     """
     arrays, static = eqx.partition(tree, eqx.is_array)
-    whole = NamedSharding(mesh, PartitionSpec())
-    return eqx.combine(jax.device_put(arrays, whole, may_alias=False), static)
+    where = shardings(arrays, mesh)
+    if jax.process_count() == 1:
+        placed = jax.device_put(arrays, where, may_alias=False)
+    else:
+        placed = jax.tree.map(_share, arrays, where)
+    return eqx.combine(placed, static)
+
+
+def _share(array: jax.Array, sharding: NamedSharding) -> jax.Array:
+    """A copy of an array that every process has, or shares already, so placed."""
+    if not array.is_fully_addressable:
+        return jax.jit(jnp.copy, out_shardings=sharding)(array)
+    if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
+        data = _share(jax.random.key_data(array), sharding)
+        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(array))
+    host = np.array(array)
+    return jax.make_array_from_callback(array.shape, sharding, lambda at: host[at])
+
+
+def keep_placed(tree: Tree) -> Tree:
+    """Within jit: the same values, held to the rule on the mesh of the context."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return tree
+
+    def one(leaf: Any) -> Any:
+        if not eqx.is_array(leaf):
+            return leaf
+        return jax.lax.with_sharding_constraint(leaf, _spec(leaf.shape, mesh))
+
+    return jax.tree.map(one, tree)
 
 
 def split_batch(batch: Tree, mesh: Mesh) -> Tree:
-    """The batch with its leading axis split evenly over the mesh."""
-    return jax.device_put(batch, NamedSharding(mesh, PartitionSpec("data")))
+    """The batch, of which each process gives its own rows, split over the mesh."""
+    sharding = NamedSharding(mesh, _ROWS)
+    if jax.process_count() == 1:
+        return jax.device_put(batch, sharding)
+
+    def one(rows: Any) -> Any:
+        return jax.make_array_from_process_local_data(sharding, np.asarray(rows))
+
+    return jax.tree.map(one, batch)
 
 
-def check_batch_size(batch_size: int) -> None:
-    """ValueError unless `batch_size` splits evenly over every device."""
-    devices = data_mesh().size
-    if batch_size < 1:
-        raise ValueError(f"batch_size is 1 or more, got {batch_size}")
-    if batch_size % devices:
+@eqx.filter_jit
+def _gather(tree: Tree) -> Tree:
+    return jax.tree.map(
+        lambda a: jax.lax.with_sharding_constraint(a, PartitionSpec()), tree
+    )
+
+
+def gathered(tree: Tree, mesh: Mesh) -> Tree:
+    """A copy of the tree, whole and on this process's first device alone.
+
+    All processes must call it, for each gives the shards that it holds.
+    """
+    arrays, static = eqx.partition(tree, eqx.is_array)
+    with jax.set_mesh(mesh):
+        whole = _gather(arrays)
+    own = jax.tree.map(lambda a: a.addressable_data(0), whole)
+    return eqx.combine(jax.tree.map(jnp.array, own), static)
+
+
+def local_rows(batch: Tree) -> Tree:
+    """This process's rows of a batch that `split_batch` split, on the host."""
+
+    def one(rows: Any) -> np.ndarray:
+        shards = {
+            shard.index[0].start or 0: shard.data for shard in rows.addressable_shards
+        }
+        return np.concatenate([np.asarray(shards[start]) for start in sorted(shards)])
+
+    return jax.tree.map(one, batch)
+
+
+def check_batch_size(batch_size: int, mesh: Mesh, accumulate: int = 1) -> None:
+    """ValueError unless `batch_size` splits into `accumulate` parts over the mesh."""
+    devices = mesh.size
+    parts = devices * accumulate
+    for name, value in {"batch_size": batch_size, "accumulate": accumulate}.items():
+        if value < 1:
+            raise ValueError(f"{name} is 1 or more, got {value}")
+    if batch_size % parts:
         raise ValueError(
-            f"batch_size {batch_size} does not split over {devices} devices; use a "
-            f"multiple of {devices}"
+            f"batch_size {batch_size} does not split over {devices} devices in "
+            f"{accumulate} part(s) each; use a multiple of {parts}"
         )

@@ -1,22 +1,23 @@
-"""Training: a pure `init` and `step`, and the loop that feeds them.
+"""Training: a pure `init` and `step`, one jitted, donated call.
 
-A step is one jitted, donated call. Its randomness is `fold_in(state.key, state.step)`,
-so a state says all that is needed to go on.
+Its randomness is `fold_in(state.key, state.step)`, so a state says all that is needed
+to go on. A step whose loss or gradient is not finite changes no parameter: it is
+counted, and the next one goes on from the same place.
 """
 
-from collections import deque
-from collections.abc import Callable, Iterable
+import dataclasses
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
-from jaxtyping import Array, Int, Key, PyTree
+from jaxtyping import Array, Bool, Int, Key, PyTree
 
 from mcmeqx._denoiser import Denoiser
-from mcmeqx._loss import AbstractLoss
-from mcmeqx._sharding import check_batch_size, data_mesh, replicate, split_batch
+from mcmeqx._flops import count_flops
+from mcmeqx._loss import AbstractLoss, Ratio
+from mcmeqx._sharding import keep_placed
 from mcmeqx._types import Example, Scalar
 
 
@@ -24,7 +25,7 @@ class TrainState(eqx.Module):
     """All that a run needs to go on."""
 
     step: Int[Array, ""]
-    """Steps done."""
+    """Steps done, skipped ones too."""
     model: Denoiser
     """The model that is trained."""
     ema: Denoiser
@@ -33,9 +34,12 @@ class TrainState(eqx.Module):
     """The optimiser's state."""
     key: Key[Array, ""]
     """The run's key; step i uses `fold_in(key, i)`."""
+    skipped: Int[Array, ""]
+    """Steps so far that changed nothing, for their loss or gradient was not finite."""
 
 
-Callback = Callable[[int, TrainState, dict[str, float]], None]
+Metrics = dict[str, Any]
+"""Scalars by name, and vectors with one entry for each segment."""
 
 
 class Learner(eqx.Module):
@@ -47,10 +51,15 @@ class Learner(eqx.Module):
     """Any optax transformation."""
     ema_decay: float = eqx.field(default=0.9999, static=True)
     """Decay of the moving average, reached gradually as `(1 + i) / (10 + i)`."""
+    accumulate: int = eqx.field(default=1, static=True)
+    """Parts of a batch that follow one another to save memory; the gradient is that
+    of the whole batch."""
 
     def __check_init__(self):
         if not 0.0 <= self.ema_decay < 1.0:
             raise ValueError(f"ema_decay lies in [0, 1), got {self.ema_decay}")
+        if self.accumulate < 1:
+            raise ValueError(f"accumulate is 1 or more, got {self.accumulate}")
 
     def init(self, model: Denoiser, *, key: Key[Array, ""]) -> TrainState:
         """The state before the first step; `model` is copied, never shared."""
@@ -61,38 +70,98 @@ class Learner(eqx.Module):
             )
 
         opt_state = self.optimizer.init(eqx.filter(model, eqx.is_inexact_array))
-        return TrainState(
-            jnp.zeros((), jnp.int32), copy(), copy(), opt_state, jax.random.clone(key)
-        )
+        step, skipped = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
+        key = jax.random.clone(key)
+        return TrainState(step, copy(), copy(), opt_state, key, skipped)
 
-    def step(
-        self, state: TrainState, batch: Example
-    ) -> tuple[TrainState, dict[str, Scalar]]:
+    def step(self, state: TrainState, batch: Example) -> tuple[TrainState, Metrics]:
         """The state one update later, and metrics averaged over the batch.
 
         The old state's buffers are given away: do not use it again.
         """
         return _step((self, batch), state)
 
+    def flops(self, state: TrainState, batch: Example) -> int:
+        """Operations of loss and gradient on this batch, see `count_flops`."""
+        return count_flops(
+            _means, dataclasses.replace(self, accumulate=1), state, batch
+        )
 
-@eqx.filter_jit(donate="all-except-first")
-def _step(inputs: tuple[Learner, Example], state: TrainState):
-    learner, batch = inputs
-    key = jax.random.fold_in(state.key, state.step)
-    keys = jax.random.split(key, len(batch.x))
+    def examine(self, state: TrainState, batch: Example) -> tuple[Array, Array]:
+        """Loss and gradient norm of each example, as the next `step` would see them."""
+        return _examine(self.loss, state, batch)
 
-    def mean_loss(model: Denoiser):
+
+class _Means(NamedTuple):
+    """Averages over a batch, or over a part of one."""
+
+    loss: Scalar
+    metrics: Metrics
+    grads: Any
+
+
+def _keys(state: TrainState, batch: Example) -> Key[Array, " batch"]:
+    return jax.random.split(
+        jax.random.fold_in(state.key, state.step), jnp.shape(batch.x)[0]
+    )
+
+
+@eqx.filter_jit
+def _examine(loss: AbstractLoss, state: TrainState, batch: Example):
+    def one(inputs: tuple[Example, Key[Array, ""]]):
+        def of(model: Denoiser):
+            return loss(model, inputs[0], step=state.step, key=inputs[1])[0]
+
+        value, grads = eqx.filter_value_and_grad(of)(state.model)
+        return value, optax.tree.norm(grads)
+
+    return jax.lax.map(one, (batch, _keys(state, batch)))
+
+
+def _means(learner: Learner, state: TrainState, batch: Example) -> _Means:
+    """The averages over the batch, taken a part at a time if it comes in parts."""
+
+    def mean_loss(model: Denoiser, batch: Example, keys):
         def one(example: Example, key: Key[Array, ""]):
             return learner.loss(model, example, step=state.step, key=key)
 
         losses, metrics = jax.vmap(one)(batch, keys)
-        return jnp.mean(losses), jax.tree.map(jnp.mean, metrics)
+        return jnp.mean(losses), jax.tree.map(lambda m: jnp.mean(m, 0), metrics)
 
-    (_, metrics), grads = eqx.filter_value_and_grad(mean_loss, has_aux=True)(
-        state.model
+    def part(batch: Example, keys: Key[Array, " part"]) -> _Means:
+        gradient = eqx.filter_value_and_grad(mean_loss, has_aux=True)
+        (loss, metrics), grads = gradient(state.model, batch, keys)
+        return _Means(loss, metrics, keep_placed(grads))
+
+    keys, parts = _keys(state, batch), learner.accumulate
+    if parts == 1:
+        return part(batch, keys)
+    # Each part takes every parts-th row, so that no device waits for another.
+    inputs = jax.tree.map(
+        lambda a: a.reshape(-1, parts, *a.shape[1:]).swapaxes(0, 1), (batch, keys)
     )
+    first = jax.tree.map(lambda a: a[0], inputs)
+    total = jax.tree.map(
+        lambda a: jnp.zeros(a.shape, a.dtype), eqx.filter_eval_shape(part, *first)
+    )
+
+    def add(total: _Means, inputs: Any) -> tuple[_Means, None]:
+        return jax.tree.map(jnp.add, total, part(*inputs)), None
+
+    total, _ = jax.lax.scan(add, total, inputs)
+    return jax.tree.map(lambda a: a / parts, total)
+
+
+@eqx.filter_jit(donate="all-except-first")
+def _step(inputs: tuple[Learner, Example], state: TrainState):
+    learner, batch = inputs
+    means = _means(learner, state, batch)
+    grad_norm = optax.tree.norm(means.grads)
+    finite = jnp.isfinite(means.loss) & jnp.isfinite(grad_norm)
     parameters = eqx.filter(state.model, eqx.is_inexact_array)
-    updates, opt_state = learner.optimizer.update(grads, state.opt_state, parameters)
+    updates, opt_state = learner.optimizer.update(
+        means.grads, state.opt_state, parameters
+    )
     model = eqx.apply_updates(state.model, updates)
     done = state.step.astype(jnp.float32)
     decay = jnp.minimum(learner.ema_decay, (1 + done) / (10 + done))
@@ -101,60 +170,22 @@ def _step(inputs: tuple[Learner, Example], state: TrainState):
         state.ema,
         model,
     )
-    metrics = metrics | {"grad_norm": optax.tree.norm(grads)}
-    return TrainState(state.step + 1, model, ema, opt_state, state.key), metrics
+    old = (state.model, state.ema, state.opt_state)
+    model, ema, opt_state = keep_placed(_choose(finite, (model, ema, opt_state), old))
+    skipped = state.skipped + (~finite).astype(jnp.int32)
+    metrics = jax.tree.map(
+        lambda m: m.over() if isinstance(m, Ratio) else m,
+        means.metrics,
+        is_leaf=lambda m: isinstance(m, Ratio),
+    ) | {"grad_norm": grad_norm, "skipped": skipped}
+    return (
+        TrainState(state.step + 1, model, ema, opt_state, state.key, skipped),
+        metrics | {"loss": means.loss},
+    )
 
 
-class NonFiniteLossError(ArithmeticError):
-    """Training met a loss that is not a finite number."""
-
-
-def fit(
-    learner: Learner,
-    state: TrainState,
-    batches: Iterable[Example],
-    *,
-    steps: int,
-    callbacks: Iterable[Callback] = (),
-) -> TrainState:
-    """The state after `steps` steps in all, counted from the state's own.
-
-    `batches` starts with the batch of step `state.step`. Each callback gets
-    `(step, state, metrics)` for every step, with the metrics of that step and a state
-    up to two steps younger, `state.step` says which: the loop runs ahead of what it
-    looks at, so the host never waits for the step in flight. A callback must not keep
-    the state, whose buffers the next step takes.
-
-    Stops with `NonFiniteLossError`, naming the step, when a loss is not finite, and
-    with ValueError when the batches run out or do not split over the devices.
-    """
-    mesh = data_mesh()
-    state = replicate(state, mesh)
-    learner = replicate(learner, mesh)
-    pending: deque[tuple[int, dict[str, Scalar]]] = deque()
-    callbacks = tuple(callbacks)
-    iterator = iter(batches)
-
-    def report(step: int, metrics: dict[str, Scalar]) -> None:
-        values = {name: float(np.asarray(value)) for name, value in metrics.items()}
-        if not np.isfinite(values["loss"]):
-            raise NonFiniteLossError(
-                f"the loss of step {step} is {values['loss']}; lower the learning "
-                "rate, or look at that step's batch. Checkpoints from before it are "
-                "untouched."
-            )
-        for callback in callbacks:
-            callback(step, state, values)
-
-    for step in range(int(state.step) + 1, steps + 1):
-        batch = next(iterator, None)
-        if batch is None:
-            raise ValueError(f"the batches ran out before step {step} of {steps}")
-        check_batch_size(len(batch.x))
-        state, metrics = learner.step(state, split_batch(batch, mesh))
-        pending.append((step, metrics))
-        if len(pending) > 2:
-            report(*pending.popleft())
-    while pending:
-        report(*pending.popleft())
-    return state
+def _choose(first: Bool[Array, ""], yes: Any, no: Any) -> Any:
+    """`yes` where `first`, else `no`, array by array."""
+    return jax.tree.map(
+        lambda a, b: jnp.where(first, a, b) if eqx.is_array(a) else a, yes, no
+    )

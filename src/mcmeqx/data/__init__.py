@@ -1,5 +1,6 @@
 """Labelled image sets, and the loader that draws batches from them."""
 
+from mcmeqx.data._cache import cache_folder as cache_folder
 from mcmeqx.data._emoji64 import emoji64 as emoji64
 from mcmeqx.data._imagenet import imagenet64 as imagenet64
 from mcmeqx.data._images import Images as Images

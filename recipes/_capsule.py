@@ -1,0 +1,51 @@
+"""A capsule: the batch and step that a run died of, and a look into it."""
+
+from pathlib import Path
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from _runs import whole
+
+import mcmeqx as mc
+
+_NONE = np.zeros(0, np.int32)
+
+
+def save_capsule(path: Path, error: mc.NonFiniteLossError) -> None:
+    """Write the batch and the step of `error`; the checkpoint beside it is the state.
+
+    Where there are several processes it holds the rows of this one.
+    """
+    batch = mc.local_rows(error.batch)
+    label = _NONE if batch.label is None else batch.label
+    with whole(path) as part, part.open("wb") as file:
+        np.savez(file, x=batch.x, label=label, step=error.step)
+
+
+def replay(path: Path, learner: mc.Learner, state: mc.TrainState) -> str:
+    """A table of each example's loss and gradient norm in the step of the capsule.
+
+    `state` is the run's newest checkpoint: no step since that of the capsule has
+    changed a parameter. Raises ValueError if the file is no capsule or of later steps.
+    """
+    try:
+        with np.load(path) as stored:
+            x, label, step = stored["x"], stored["label"], int(stored["step"])
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"{path} is no capsule of a stopped run: {error}") from error
+    if step > int(state.step):
+        raise ValueError(
+            f"{path} is of step {step}, the newest checkpoint of step "
+            f"{int(state.step)}: give the run folder that the capsule lies in"
+        )
+    batch = mc.Example(jnp.asarray(x), jnp.asarray(label) if label.size else None)
+    before = eqx.tree_at(lambda s: s.step, state, jnp.asarray(step - 1, jnp.int32))
+    losses, norms = learner.examine(before, batch)
+    lines = [f"step {step}: loss and gradient norm of each example"]
+    for i, (loss, norm) in enumerate(zip(losses, norms, strict=True)):
+        finite = np.isfinite(loss) and np.isfinite(norm)
+        mark = "" if finite else "   <- not finite"
+        range_of_x = f"x in [{batch.x[i].min():.3g}, {batch.x[i].max():.3g}]"
+        lines.append(f"{i:5d} {loss:12.5g} {norm:12.5g}   {range_of_x}{mark}")
+    return "\n".join(lines)

@@ -1,0 +1,68 @@
+"""How a run uses the machine: its devices, its hosts, its memory. Results stay equal.
+
+Nothing here is part of what a run is: a run may go on with other values of these.
+"""
+
+import os
+from dataclasses import dataclass, field
+
+import jax
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh as DeviceMesh
+
+import mcmeqx as mc
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """How the devices are arranged."""
+
+    data: int | None = None
+    """Devices over which a batch is split; None is all that fsdp leaves."""
+    fsdp: int = 1
+    """Devices over which parameters, their average and the optimiser's state are split
+    too: for models that do not fit one device."""
+
+
+@dataclass(frozen=True)
+class Hosts:
+    """Several processes; SLURM and TPU pods need none of this."""
+
+    coordinator: str | None = None
+    """host:port of process 0, the same for all."""
+    count: int | None = None
+    """Number of processes."""
+    index: int | None = None
+    """Which of them this is, from 0."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Devices, hosts and memory; a run may go on with others."""
+
+    mesh: Mesh = field(default_factory=Mesh)
+    hosts: Hosts = field(default_factory=Hosts)
+    accumulate: int = 1
+    """Parts of a batch that follow one another, to save memory."""
+    remat: bool = False
+    """Compute activations again in the backward pass, to save memory."""
+
+
+def start(machine: Machine) -> DeviceMesh:
+    """Join the other processes, keep compiled programs on disk, and give the mesh."""
+    mc.connect(machine.hosts.coordinator, machine.hosts.count, machine.hosts.index)
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        folder = mc.data.cache_folder() / "xla"
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+    return mc.make_mesh(machine.mesh.data, machine.mesh.fsdp)
+
+
+def first() -> bool:
+    """Whether this process writes the files and talks to the user."""
+    return jax.process_index() == 0
+
+
+def meet(name: str) -> None:
+    """Wait until every process has come here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)

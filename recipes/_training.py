@@ -1,0 +1,176 @@
+"""One stage of training: it resumes, can be stopped, and says how to look into it."""
+
+import shlex
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import optax
+from _capsule import replay, save_capsule
+from _grids import Grids
+from _machine import Machine, first, meet
+from _runs import at_least, positive
+from jax.sharding import Mesh
+
+import mcmeqx as mc
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a stage trains; refused, when made, if it could not."""
+
+    iterations: int
+    batch_size: int
+    learning_rate: float
+    ema_decay: float
+    seed: int
+    machine: Machine
+    mesh: Mesh
+    flip: bool = False
+    """Mirror half of the images."""
+    replay: Path | None = None
+    """A capsule to look into, instead of training."""
+
+    def __post_init__(self) -> None:
+        """ValueError, before anything is written, for what training stumbles over."""
+        at_least(1, iterations=self.iterations)
+        at_least(0, seed=self.seed)
+        positive(learning_rate=self.learning_rate)
+        mc.check_batch_size(self.batch_size, self.mesh, self.machine.accumulate)
+        self.learner(mc.DiffusionLoss())
+
+    def learner(self, loss: mc.AbstractLoss) -> mc.Learner:
+        """Adam with warm-up and cosine decay, gradients clipped at norm 1."""
+        warmup = min(self.iterations // 20, self.iterations - 1)
+        rate = optax.warmup_cosine_decay_schedule(
+            0.0, self.learning_rate, warmup, self.iterations, 0.05 * self.learning_rate
+        )
+        adam = optax.adam(rate, b1=0.9, b2=0.99, eps=1e-12)
+        optimizer = optax.chain(optax.clip_by_global_norm(1.0), adam)
+        accumulate = self.machine.accumulate
+        return mc.Learner(loss, optimizer, self.ema_decay, accumulate)
+
+    def batches(self, images: mc.data.Images, start: int) -> Iterator[mc.Example]:
+        """This process's share of the batches from step `start` on."""
+        return mc.data.batches(
+            images,
+            batch_size=self.batch_size,
+            seed=self.seed,
+            start=start,
+            flip=self.flip,
+            process=jax.process_index(),
+            processes=jax.process_count(),
+        )
+
+
+class Trained(NamedTuple):
+    """A model, where its weights are from, and what they cost if that is known."""
+
+    model: Any
+    weights: str
+    iterations: int | None
+    seconds: float | None
+
+
+def train(
+    name: str,
+    run: Path,
+    loss: mc.AbstractLoss,
+    model: mc.Denoiser,
+    images: mc.data.Images,
+    plan: Plan,
+    *,
+    grid: Any,
+    guidance: float | None = None,
+    key: jax.Array,
+) -> Trained:
+    """The EMA after `plan.iterations` steps; resumes, or loads what is done.
+
+    Writes `<name>.eqx`, checkpoints in `<name>/`, metrics in `<name>.jsonl` and, ten
+    times, DDIM samples at the times `grid` (and the scale `guidance`, if the model
+    takes one) in `<name>_samples/`.
+    """
+    done, log = run / f"{name}.eqx", run / f"{name}.jsonl"
+    if not done.exists():
+        every = min(1000, -(-plan.iterations // 10))
+        checkpoints = mc.Checkpoints(run / name, every=every, config={"run": str(run)})
+        learner = plan.learner(loss)
+        state = learner.init(model, key=key)
+        state = checkpoints.restore(mc.place(state, plan.mesh))
+        if plan.replay is not None:
+            raise SystemExit(replay(plan.replay, learner, state))
+        begun = int(state.step)
+        pictures = Grids(
+            run / f"{name}_samples",
+            images,
+            grid,
+            guidance,
+            every=max(1, plan.iterations // 10),
+            mesh=plan.mesh,
+        )
+        seen = _seen(name, run, learner, state, images, plan) if first() else []
+        try:
+            state = mc.fit(
+                learner,
+                state,
+                plan.batches(images, begun),
+                steps=plan.iterations,
+                callbacks=[*seen, pictures, checkpoints],
+                mesh=plan.mesh,
+            )
+        except mc.Stopped as stopped:
+            raise _last_words(
+                stopped, checkpoints, run / f"{name}_capsule.npz"
+            ) from None
+        finally:
+            checkpoints.wait()
+        ema = mc.gathered(state.ema, plan.mesh)
+        if first():
+            mc.save_model(done, ema)
+        meet(f"{name} saved")
+    records = mc.read_metrics(log)
+    seconds = records[-1]["seconds"] if records else None
+    return Trained(mc.load_model(done, model), "this run", plan.iterations, seconds)
+
+
+def _seen(name, run, learner, state, images, plan: Plan) -> list[mc.Callback]:
+    """What a person sees of training beside the pictures."""
+    begun = int(state.step)
+    log = run / f"{name}.jsonl"
+    every = min(10, plan.iterations)
+    flops = plan.batch_size * learner.flops(state, images.take(range(1)))
+    peak = plan.mesh.size * mc.matmul_peak(state.model.dtype)
+    seen = [
+        mc.Speed(batch_size=plan.batch_size, flops=flops, peak=peak),
+        mc.ProgressBar(name, steps=plan.iterations, start=begun),
+        mc.JsonLines(log, every=every, steps=plan.iterations, start=begun),
+    ]
+    if mc.TensorBoard.installed():
+        folder = run / "tensorboard" / name
+        seen.append(mc.TensorBoard(folder, every=every, start=begun))
+    return seen
+
+
+def _last_words(
+    stopped: mc.Stopped, checkpoints: mc.Checkpoints, capsule: Path
+) -> SystemExit:
+    """Save what a stopped run had reached; the exit that says how to go on."""
+    checkpoints.save(stopped.state)
+    command = shlex.join(["python", *sys.argv])
+    if isinstance(stopped, mc.NonFiniteLossError):
+        if first():
+            save_capsule(capsule, stopped)
+        print(
+            f"\n{stopped}. Look into it with:\n\n    {command} --replay {capsule}\n",
+            file=sys.stderr,
+        )
+        return SystemExit(1)
+    assert isinstance(stopped, mc.Interrupted)
+    print(
+        f"\n{stopped}; saved. The same command goes on:\n\n    {command}\n",
+        file=sys.stderr,
+    )
+    return SystemExit(128 + stopped.signal)

@@ -1,0 +1,40 @@
+"""Several hosts: each runs the same program, and JAX joins them."""
+
+import os
+
+import jax
+
+
+def connect(
+    coordinator: str | None = None, count: int | None = None, index: int | None = None
+) -> None:
+    """Join `count` processes, of which this is `index`, before JAX starts its devices.
+
+    `coordinator` is process 0's `host:port`. On SLURM, TPU pods and under Open MPI,
+    where JAX finds all three by itself, give none. A process on its own is left alone.
+    On CPUs the processes talk through gloo. Raises ValueError if some of the three are
+    given and some are not.
+    """
+    given = (coordinator, count, index)
+    if all(value is None for value in given) and not _found():
+        return
+    if any(value is None for value in given) and any(v is not None for v in given):
+        raise ValueError(
+            f"give coordinator, count and index together or none of them, got {given}"
+        )
+    if count is not None and index is not None and not 0 <= index < count:
+        raise ValueError(f"index is a process in [0, {count}), got {index}")
+    if jax.distributed.is_initialized():
+        return
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.distributed.initialize(coordinator, count, index)
+
+
+def _found() -> bool:
+    """Whether a launcher has started more than one process of this program."""
+    counts = (os.environ.get(name, "1") for name in _COUNTS)
+    pod = os.environ.get("TPU_WORKER_HOSTNAMES", "")
+    return any(count.isdigit() and int(count) > 1 for count in counts) or "," in pod
+
+
+_COUNTS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "MEGASCALE_NUM_SLICES")

@@ -1,0 +1,171 @@
+"""The loop: batches in, steps done, metrics out, and the ways in which a run stops.
+
+The host runs ahead of the device. The next batch is on its way before a step is asked
+for, and metrics are looked at two steps late, so that neither waits for the other.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from mcmeqx._sharding import check_batch_size, make_mesh, place, split_batch
+from mcmeqx._signals import stop_signals
+from mcmeqx._train import Learner, Metrics, TrainState
+from mcmeqx._types import Example
+
+Callback = Callable[[int, TrainState, dict[str, float]], None]
+
+_LATE = 2
+
+
+class Stopped(Exception):  # noqa: N818 -- a person may have asked for it
+    """Training stopped before its last step; `state` is what it had reached."""
+
+    def __init__(self, message: str, state: TrainState):
+        super().__init__(message)
+        self.state = state
+
+
+class Interrupted(Stopped):
+    """Training was asked to stop by SIGTERM or SIGINT (Ctrl-C), `signal` by number."""
+
+    def __init__(self, message: str, state: TrainState, signal: int):
+        super().__init__(message, state)
+        self.signal = signal
+
+
+class NonFiniteLossError(Stopped, ArithmeticError):
+    """Step after step had a loss or gradient that is not finite.
+
+    `batch` is that of the last of them. No step since the first of them changed a
+    parameter, so `state` is what it was computed from, but for its count of steps.
+    """
+
+    def __init__(self, message: str, state: TrainState, step: int, batch: Example):
+        super().__init__(message, state)
+        self.step, self.batch = step, batch
+
+
+class _Done(NamedTuple):
+    step: int
+    metrics: Metrics
+    batch: Example
+
+
+def fit(
+    learner: Learner,
+    state: TrainState,
+    batches: Iterable[Example],
+    *,
+    steps: int,
+    callbacks: Iterable[Callback] = (),
+    mesh: Mesh | None = None,
+    patience: int = 5,
+) -> TrainState:
+    """The state after `steps` steps in all, counted from the state's own.
+
+    `batches` starts with the batch of step `state.step`; where there are several
+    processes each gives its own share of the rows. `mesh` is that of `make_mesh()` by
+    default. Each callback gets `(step, state, metrics)` for every step, with the
+    metrics of that step and a state up to two steps younger, `state.step` says which.
+    A callback must not keep the state, whose buffers the next step takes.
+
+    Raises `Interrupted` on SIGTERM or SIGINT, after the step in flight, and
+    `NonFiniteLossError` after `patience` steps in a row whose loss or gradient is not
+    finite; both carry the state. Raises ValueError when the batches run out or do not
+    split over the mesh.
+    """
+    mesh = make_mesh() if mesh is None else mesh
+    state, learner = place(state, mesh), place(learner, mesh)
+    watch = _Watch(tuple(callbacks), patience)
+    start = int(state.step)
+    stream = _ahead(batches, mesh, start, steps, learner.accumulate)
+    with stop_signals() as stop:
+        for step in range(start + 1, steps + 1):
+            batch = next(stream)
+            with jax.set_mesh(mesh):
+                state, metrics = learner.step(state, batch)
+            watch.add(_Done(step, metrics, batch), state)
+            if signal := stop(step):
+                watch.finish(state)
+                done = f"stopped after step {step} of {steps} by {signal.name}"
+                raise Interrupted(done, state, signal)
+        watch.finish(state)
+    return state
+
+
+def _ahead(
+    batches: Iterable[Example], mesh: Mesh, start: int, steps: int, accumulate: int
+) -> Iterator[Example]:
+    """The batches of steps start + 1 to `steps`, each on the mesh one step early."""
+    iterator, ready = iter(batches), deque[Example]()
+    for step in range(start + 1, steps + 1):
+        batch = next(iterator, None)
+        if batch is None:
+            yield from ready
+            raise ValueError(f"the batches ran out before step {step} of {steps}")
+        rows = len(batch.x) * jax.process_count()
+        check_batch_size(rows, mesh, accumulate)
+        ready.append(split_batch(batch, mesh))
+        if len(ready) > 1:
+            yield ready.popleft()
+    yield from ready
+
+
+class _Watch:
+    """Looks at what steps gave, some steps late; stops a run that does not recover."""
+
+    def __init__(self, callbacks: tuple[Callback, ...], patience: int):
+        self._callbacks, self._patience = callbacks, patience
+        self._pending: deque[_Done] = deque()
+        self._last: _Done | None = None
+        self._in_a_row = 0
+
+    def add(self, done: _Done, state: TrainState) -> None:
+        self._pending.append(done)
+        if len(self._pending) > _LATE:
+            self._report(state)
+        if self._in_a_row >= self._patience:
+            self.finish(state)
+
+    def finish(self, state: TrainState) -> None:
+        """Report all; NonFiniteLossError if the run had not recovered by the end."""
+        while self._pending:
+            self._report(state)
+        if self._in_a_row >= self._patience:
+            assert self._last is not None
+            step, metrics, batch = self._last
+            raise NonFiniteLossError(
+                f"{self._in_a_row} steps in a row had a loss or gradient that is not "
+                f"finite, up to step {step} (loss {metrics['loss']}); the parameters "
+                "are those from before them. Lower the learning rate, or look at that "
+                "batch",
+                state,
+                step,
+                batch,
+            )
+
+    def _report(self, state: TrainState) -> None:
+        step, metrics, batch = self._pending.popleft()
+        values = _floats(jax.device_get(metrics))
+        finite = np.isfinite(values["loss"]) and np.isfinite(values["grad_norm"])
+        self._in_a_row = 0 if finite else self._in_a_row + 1
+        self._last = _Done(step, values, batch)
+        for callback in self._callbacks:
+            callback(step, state, values)
+
+
+def _floats(metrics: Metrics) -> dict[str, float]:
+    """Numbers by name; a vector's entries as `name_1`, ..., those that are no NaN."""
+    flat: dict[str, Any] = {}
+    for name, value in metrics.items():
+        if np.ndim(value) == 0:
+            flat[name] = float(value)
+        else:
+            rows = enumerate(np.asarray(value).tolist(), 1)
+            flat |= {f"{name}_{i}": v for i, v in rows if v == v}
+    return flat

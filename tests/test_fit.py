@@ -1,0 +1,244 @@
+"""The loop: steps that are skipped, runs that stop, metrics by segment, the order."""
+
+import os
+import signal
+import threading
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from mcmeqx import (
+    AbstractLoss,
+    Cosine,
+    DataTeacher,
+    Denoiser,
+    DiffusionLoss,
+    Example,
+    Interrupted,
+    Learner,
+    MultistepConsistencyLoss,
+    NonFiniteLossError,
+    Segments,
+    fit,
+    make_mesh,
+)
+from mcmeqx.nets import MLPConfig
+
+pytestmark = pytest.mark.usefixtures("as_users_run")
+
+KEY = jax.random.key(3)
+
+
+def start(made: Learner):
+    network = MLPConfig(2, width=8, depth=1, embedding=8).build(key=KEY)
+    return made.init(Denoiser(network, Cosine()), key=KEY)
+
+
+def batches(count: int) -> list[Example]:
+    rng = np.random.default_rng(0)
+    return [Example(rng.normal(size=(8, 2)).astype("f4")) for _ in range(count)]
+
+
+def learner(loss=None, **options) -> Learner:
+    return Learner(loss or DiffusionLoss(), optax.adam(1e-2), **options)
+
+
+def arrays(state) -> list[np.ndarray]:
+    tree = (state.model, state.ema, state.opt_state)
+    return [np.asarray(a) for a in jax.tree.leaves(eqx.filter(tree, eqx.is_array))]
+
+
+class Exploding(AbstractLoss):
+    """The loss, or its gradient alone, is not finite in some steps."""
+
+    bad: tuple[int, ...] = eqx.field(static=True)
+    gradient_only: bool = eqx.field(static=True, default=False)
+
+    def __call__(self, model, example, *, step, key):
+        bad = jnp.any(jnp.asarray(self.bad, jnp.int32) == step)
+        out = jnp.sum(model(example.x, 0.5) ** 2)
+        if self.gradient_only:
+            # At 0 the root is 0 and its slope is infinite.
+            inner = jnp.where(bad, 0.0 * out, 1.0)
+            value = out + jnp.where(bad, jnp.sqrt(inner), 0.0)
+        else:
+            value = jnp.where(bad, jnp.float32(jnp.nan), 1.0) * out
+        return value, {"loss": value}
+
+
+@pytest.mark.parametrize("gradient_only", [False, True])
+def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(gradient_only):
+    made, data, seen = learner(Exploding((1, 3), gradient_only)), batches(5), []
+
+    def callback(step, state, metrics):
+        seen.append((step, metrics["skipped"], np.isfinite(metrics["loss"])))
+
+    whole = fit(made, start(made), data, steps=5, callbacks=[callback])
+    finite = [True] * 5 if gradient_only else [True, False, True, False, True]
+    assert seen == list(zip(range(1, 6), [0, 1, 1, 2, 2], finite, strict=True))
+    assert (int(whole.step), int(whole.skipped)) == (5, 2)
+    state = start(made)
+    for i, batch in enumerate(data):
+        state, _ = made.step(state, batch)
+        if i in (0, 2):
+            before = arrays(state)
+        if i in (1, 3):
+            for a, b in zip(arrays(state), before, strict=True):
+                np.testing.assert_array_equal(a, b)
+    assert all(np.isfinite(a).all() for a in arrays(whole))
+
+
+def test_a_run_that_does_not_recover_stops_and_hands_over_the_batch():
+    bad = (2, *range(4, 40))
+    made, data, seen = learner(Exploding(bad)), batches(40), []
+    with pytest.raises(NonFiniteLossError, match=r"\d steps in a row.*up to step") as e:
+        fit(
+            made,
+            start(made),
+            data,
+            steps=40,
+            patience=3,
+            callbacks=[lambda step, state, metrics: seen.append(step)],
+        )
+    error = e.value
+    assert seen[-1] == error.step == int(error.state.step)
+    assert 7 <= error.step <= 9
+    np.testing.assert_array_equal(error.batch.x, data[error.step - 1].x)
+    state = start(made)
+    for batch in data[:4]:
+        state, _ = made.step(state, batch)
+    for a, b in zip(arrays(error.state), arrays(state), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+    losses, norms = made.examine(state, data[4])
+    assert np.isnan(losses).all()
+    assert np.isnan(norms).all()
+
+
+def test_examine_sees_each_example_as_the_step_does():
+    made, (batch,) = learner(), batches(1)
+    losses, norms = made.examine(start(made), batch)
+    _, metrics = made.step(start(made), batch)
+    assert losses.shape == norms.shape == (8,)
+    assert float(losses.mean()) == pytest.approx(float(metrics["loss"]), rel=1e-5)
+    assert float(norms.max()) * 8 >= float(metrics["grad_norm"])
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_run_between_two_steps_and_hands_over_the_state(number):
+    before = [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)]
+    made, data, seen = learner(), batches(9), []
+
+    def callback(step, state, metrics):
+        seen.append(step)
+        if step == 2:
+            os.kill(os.getpid(), number)
+
+    with pytest.raises(Interrupted, match=f"of 9 by {number.name}") as e:
+        fit(made, start(made), data, steps=9, callbacks=[callback])
+    reached = int(e.value.state.step)
+    assert reached < 9
+    assert seen == list(range(1, reached + 1))
+    assert e.value.signal == number
+    assert before == [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)]
+    whole = fit(made, start(made), data, steps=9)
+    rest = fit(made, e.value.state, data[reached:], steps=9)
+    for a, b in zip(arrays(whole), arrays(rest), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_run_in_another_thread_sees_no_signal_and_ends():
+    made, done = learner(), []
+
+    def run():
+        with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"):
+            done.append(int(fit(made, start(made), batches(2), steps=2).step))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert done == [2]
+
+
+def test_losses_and_target_norms_are_averaged_within_each_segment():
+    loss = MultistepConsistencyLoss(DataTeacher(), Segments(4), lambda step: 16)
+    made, (batch,), seen = learner(loss), batches(1), []
+    fit(
+        made,
+        start(made),
+        [batch],
+        steps=1,
+        callbacks=[lambda step, state, metrics: seen.append(metrics)],
+    )
+    by_hand: dict[int, list] = {}
+    state = start(made)
+    keys = jax.random.split(jax.random.fold_in(state.key, 0), 8)
+    for x, key in zip(batch.x, keys, strict=True):
+        value, _ = loss(state.model, Example(jnp.asarray(x)), step=0, key=key)
+        times = loss.segments.draw(16, key=jax.random.split(key, 4)[0])
+        by_hand.setdefault(1 + int(float(times.r) * 4), []).append(float(value))
+    (metrics,) = seen
+    found = {k: v for k, v in metrics.items() if k.startswith("segment_loss")}
+    expected = {f"segment_loss_{i}": np.mean(v) for i, v in by_hand.items()}
+    assert len(expected) > 1
+    assert found == pytest.approx(expected, rel=1e-4)
+    norms = [v for k, v in metrics.items() if k.startswith("segment_target_norm")]
+    assert len(norms) == len(expected)
+    # With the data for a teacher and one step a segment the target is the data.
+    exact = MultistepConsistencyLoss(DataTeacher(), Segments(4), lambda step: 4)
+    _, told = exact(state.model, Example(jnp.asarray(batch.x[0])), step=0, key=KEY)
+    ratio = told["segment_target_norm"]
+    assert float(jnp.nansum(ratio.over())) == pytest.approx(
+        float(np.sqrt(np.mean(batch.x[0] ** 2))), rel=1e-4
+    )
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_accumulated_parts_give_the_step_of_the_whole_batch(parts):
+    whole, split = learner(), learner(accumulate=parts)
+    first, second = start(whole), start(split)
+    for batch in batches(4):
+        first, expected = whole.step(first, batch)
+        second, metrics = split.step(second, batch)
+        for name, value in expected.items():
+            assert float(metrics[name]) == pytest.approx(float(value), rel=1e-4)
+    for a, b in zip(arrays(first), arrays(second), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5)
+
+
+def test_batches_that_do_not_split_are_named():
+    made = learner(accumulate=3)
+    with pytest.raises(ValueError, match=r"batch_size 8 .* 4 devices in 3"):
+        fit(made, start(made), batches(1), steps=1)
+    with pytest.raises(ValueError, match="accumulate is 1 or more, got 0"):
+        learner(accumulate=0)
+
+
+def test_the_next_batch_is_put_on_the_devices_before_a_step_is_asked_for(monkeypatch):
+    order, made = [], learner()
+    real = Learner.step
+
+    def step(self, state, batch):
+        order.append("step")
+        return real(self, state, batch)
+
+    def stream():
+        for batch in batches(4):
+            order.append("batch")
+            yield batch
+
+    monkeypatch.setattr(Learner, "step", step)
+    fit(made, start(made), stream(), steps=4)
+    assert order == ["batch", "batch", *["step", "batch"] * 2, "step", "step"]
+
+
+def test_one_device_does_what_four_do():
+    made, data = learner(), batches(3)
+    four = fit(made, start(made), data, steps=3)
+    one = fit(made, start(made), data, steps=3, mesh=make_mesh(1))
+    assert len(one.step.sharding.device_set) == 1
+    for a, b in zip(arrays(four), arrays(one), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5)
