@@ -73,7 +73,9 @@ def load(
     if data_dir is not None and emoji64_dir is not None:
         raise ValueError("give --data-dir or --emoji64-dir, not both")
     if data_dir is not None:
-        return IMAGENET, mc.data.imagenet64(data_dir)
+        images = mc.data.imagenet64(data_dir)
+        print(f"ImageNet 64x64 from {data_dir}: {_size(images)}", flush=True)
+        return IMAGENET, images
     what = "OpenMoji emoji" if emoji64_dir is None else "emoji of five vendors"
     line = "=" * 78
     print(
@@ -86,8 +88,12 @@ def load(
         if emoji64_dir is None
         else mc.data.emoji64(emoji64_dir, split="train")
     )
-    print(f"{len(images)} images, {len(images.classes)} classes", flush=True)
+    print(_size(images), flush=True)
     return DEMO, images
+
+
+def _size(images: mc.data.Images) -> str:
+    return f"{len(images)} images, {len(images.classes)} classes"
 
 
 def denoiser_shapes(preset: Preset) -> mc.Denoiser:

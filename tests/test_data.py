@@ -3,7 +3,7 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from mcmeqx.data import Images, batches, imagenet64
+from mcmeqx.data import Images, batches
 
 
 def numbered(n: int, side: int = 2) -> Images:
@@ -194,17 +194,3 @@ def test_batches_refuse_when_they_are_made(numbers, error, message):
 def test_batches_refuse_an_empty_set():
     with pytest.raises(ValueError, match="numbered holds no examples"):
         batches(numbered(0), batch_size=2, seed=0)
-
-
-def test_imagenet64_says_what_it_found(tmp_path):
-    remedy = "Run without --data-dir"
-    with pytest.raises(FileNotFoundError, match=f"absent is no folder.*{remedy}"):
-        imagenet64(tmp_path / "absent")
-    (tmp_path / "train_data_batch_11").touch()
-    with pytest.raises(FileNotFoundError, match="holds none of train_data_batch_1 to"):
-        imagenet64(tmp_path)
-    for name in ("val_data", "train_data_batch_10.npz", "train_data_batch_2"):
-        (tmp_path / name).touch()
-    found = "train_data_batch_2, train_data_batch_10.npz, val_data"
-    with pytest.raises(ValueError, match=f"holds {found} .*no reader.*{remedy}"):
-        imagenet64(tmp_path)

@@ -1,29 +1,112 @@
-"""A place for the user's own ImageNet 64x64, which this version does not read yet."""
+"""The user's own ImageNet, packed once into the cache and mapped from then on."""
 
+import hashlib
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 
+from mcmeqx.data._cache import cache_folder
+from mcmeqx.data._imagenet_batches import STEMS, WANTED, ImageNetBatches, find_batches
 from mcmeqx.data._images import Images
+from mcmeqx.data._pack import packed, read_header, write_packed
+from mcmeqx.data._picture_labels import is_picture
+from mcmeqx.data._picture_store import Folder, Zip
+from mcmeqx.data._pictures import Pictures
+from mcmeqx.data._source import AbstractSource
+from mcmeqx.data._whole import written_whole
 
-_STEMS = (*(f"train_data_batch_{i}" for i in range(1, 11)), "val_data")
+_CLASSES = 1000
+_LOOKED_FOR = (
+    f"looked for {WANTED}, one zip of pictures, or pictures with dataset.json or in a "
+    "folder per class. Run without --data-dir to train on the demo's own images."
+)
 
 
-def imagenet64(folder: Path) -> Images:
-    """Refuses: says what `folder` holds of ImageNet 64x64, and what to do instead.
+def imagenet64(path: Path, *, cache: Path | None = None) -> Images:
+    """`imagenet` at 64x64, the paper's size."""
+    return imagenet(path, 64, cache=cache)
 
-    Looks for `train_data_batch_1` to `_10` and `val_data`, bare or ending in `.npz`.
-    Raises `FileNotFoundError` where `folder` is no folder or holds none of them, and
-    `ValueError` where it holds some, for no reader of them is in this version.
+
+def imagenet(path: Path, side: int, *, cache: Path | None = None) -> Images:
+    """ImageNet's training set at side x side, from whichever form of it `path` is.
+
+    A packed file is mapped. A zip of pictures, or a folder that holds the official
+    archives `train_data_batch_1` to `_10`, one zip, or pictures with `dataset.json` or
+    in a folder per class, is packed first, with a bar; larger pictures are shrunk and
+    cropped as ADM does. `cache` is the folder to keep that in, by default the user's
+    cache folder: 16 GB at 64x64. It is made anew where a name, size or time of the
+    source's files has changed.
+
+    Raises `FileNotFoundError` where `path` is none of these; `ValueError` for a packed
+    file of another size, for pictures without classes or of more than 1000, and for
+    what is damaged; `OSError` where the cache cannot be written.
     """
-    folder = Path(folder)
-    wanted = "train_data_batch_1 to train_data_batch_10 and val_data, bare or .npz"
-    remedy = "Run without --data-dir to train on the demo's own images."
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is no folder, looked for {wanted}. {remedy}")
-    names = [name for stem in _STEMS for name in (stem, f"{stem}.npz")]
-    found = [name for name in names if (folder / name).is_file()]
-    if not found:
-        raise FileNotFoundError(f"{folder} holds none of {wanted}. {remedy}")
-    raise ValueError(
-        f"{folder} holds {', '.join(found)} (looked for {wanted}), "
-        f"but this version of mcmeqx has no reader for these files. {remedy}"
-    )
+    path = Path(path)
+    if path.is_file() and path.suffix.lower() != ".zip":
+        images = packed(path)
+        _check_classes(images, path)
+    else:
+        stamp, read = _find(path, side)
+        digest = hashlib.sha256(stamp.encode()).hexdigest()
+        key = f"imagenet{side} of files {digest}"
+        folder = cache_folder() if cache is None else cache
+        images = _packed_once(
+            folder / f"imagenet{side}-{digest[:16]}.images", key, read
+        )
+    if images.shape != (3, side, side):
+        raise ValueError(f"{path} holds images {images.shape}, not {(3, side, side)}")
+    return images
+
+
+def _find(path: Path, side: int) -> tuple[str, Callable[[], AbstractSource]]:
+    """A text that changes with the files in `path`, and how to read them."""
+    if any(_is_batch(path / name) for names in STEMS.values() for name in names):
+        files = find_batches(path, "train")
+        stats = [(file.name, file.stat()) for file in files]
+        stamp = [f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in stats]
+        return "\n".join(stamp), lambda: ImageNetBatches(path, side=side)
+    zips = sorted(path.glob("*.zip"))
+    if len(zips) > 1:
+        names = ", ".join(file.name for file in zips)
+        raise ValueError(f"{path} holds {names}: give one of them")
+    at = zips[0] if zips else path
+    if not at.exists():
+        raise FileNotFoundError(f"{path} is no folder and no file, {_LOOKED_FOR}")
+    store = Folder(at) if at.is_dir() else Zip(at)
+    if not any(is_picture(name) for name in store.names):
+        raise FileNotFoundError(f"{path} holds none of what mcmeqx {_LOOKED_FOR}")
+
+    def read() -> AbstractSource:
+        pictures = Pictures(at, side=side)
+        _check_classes(pictures, at)
+        return pictures
+
+    return store.stamp(), read
+
+
+def _is_batch(path: Path) -> bool:
+    return path.is_file() or path.with_name(f"{path.name}.npz").is_file()
+
+
+def _check_classes(source: AbstractSource, path: Path) -> None:
+    if not 1 < len(source.classes) <= _CLASSES:
+        raise ValueError(
+            f"{path} has {len(source.classes)} classes, expected 2 to {_CLASSES}: "
+            "label pictures by dataset.json or a folder per class"
+        )
+
+
+def _packed_once(path: Path, key: str, read: Callable[[], AbstractSource]) -> Images:
+    if path.exists():
+        try:
+            images = packed(path)
+            if read_header(path)[0].made_from == key:
+                return images
+        except ValueError as error:
+            text = f"{error}; it is made anew"
+            warnings.warn(text, RuntimeWarning, stacklevel=4)
+    source = read()
+    # Another process may have made it meanwhile: then the same bytes replace it.
+    with written_whole(path) as file:
+        write_packed(source, file, key)
+    return packed(path)

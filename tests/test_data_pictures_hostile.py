@@ -1,0 +1,185 @@
+"""Pictures that are damaged or made to do harm, and how large ones are shrunk."""
+
+import io
+import struct
+import warnings
+import zipfile
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mcmeqx.data import Pictures, save_packed
+from mcmeqx.data import _picture_store as store_module
+
+
+def noise(width: int, height: int, kind: str = "PNG") -> bytes:
+    rng = np.random.default_rng(width * height)
+    pixels = rng.integers(0, 256, (height, width, 3)).astype(np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, kind)
+    return file.getvalue()
+
+
+def write_zip(path, names: dict[str, bytes]):
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in names.items():
+            # As another program may write it: zipfile itself mends some names.
+            info = zipfile.ZipInfo("x")
+            info.filename = name
+            archive.writestr(info, data)
+    return path
+
+
+LEADING_OUT = (
+    "../a.png",
+    "a/../../b.png",
+    "/etc/a.png",
+    "a\\..\\b.png",
+    "C:/a.png",
+    "a/..",
+)
+
+
+@pytest.mark.parametrize("name", LEADING_OUT)
+def test_a_zip_with_a_name_that_leads_out_is_refused(tmp_path, name):
+    path = write_zip(tmp_path / "set.zip", {"a/b..c.png": noise(4, 4)})
+    assert len(Pictures(path)) == 1
+    path = write_zip(tmp_path / "set.zip", {"a/b.png": noise(4, 4), name: noise(4, 4)})
+    with pytest.raises(ValueError, match=r"set\.zip holds .*leads out"):
+        Pictures(path)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_zip_with_a_name_twice_is_refused(tmp_path):
+    path = write_zip(tmp_path / "set.zip", {"a.png": noise(4, 4), "b.png": b""})
+    path.write_bytes(path.read_bytes().replace(b"b.png", b"a.png"))
+    with pytest.raises(ValueError, match="holds a name twice"):
+        Pictures(path)
+
+
+def png(width: int, height: int, rows: bytes) -> bytes:
+    """A grey PNG by the format's specification, of which `rows` is the image data."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        checksum = zlib.crc32(kind + data)
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", checksum)
+
+    start = struct.pack(">2I5B", width, height, 8, 0, 0, 0, 0)
+    parts = chunk(b"IHDR", start) + chunk(b"IDAT", zlib.compress(rows, 1))
+    return b"\x89PNG\r\n\x1a\n" + parts + chunk(b"IEND", b"")
+
+
+def test_a_png_bomb_is_not_decoded(tmp_path, monkeypatch):
+    path = write_zip(tmp_path / "set.zip", {"a.png": png(4, 4, bytes(20))})
+    assert Pictures(path).shape == (3, 4, 4)
+    bombs = {"more than 67108864 pixels": 8200, "bomb": 10_000, "bomb DOS": 60_000}
+    for message, side in bombs.items():
+        path = write_zip(tmp_path / "set.zip", {"a.png": png(side, side, bytes(9))})
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                "PIL.ImageFile.ImageFile.load", lambda *_: pytest.fail("decoded")
+            )
+            with warnings.catch_warnings():
+                # As for users, who have warnings shown and not raised.
+                warnings.simplefilter("default")
+                with pytest.raises(ValueError, match=f"a.png .* too large .*{message}"):
+                    Pictures(path)
+
+
+def test_large_files_are_refused_before_they_are_read(tmp_path, monkeypatch):
+    size = 2**26 + 1
+    with zipfile.ZipFile(tmp_path / "set.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.png", bytes(size), compresslevel=1)
+    monkeypatch.setattr(zipfile.ZipFile, "read", lambda *_: pytest.fail("unpacked"))
+    with pytest.raises(ValueError, match=f"a.png in .* has {size} bytes"):
+        Pictures(tmp_path / "set.zip")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "a.png").write_bytes(noise(40, 40))
+    short = store_module.Folder(folder)
+    with pytest.raises(ValueError, match=r"a\.png in .* has more than 99 bytes"):
+        short.read("a.png", most=99)
+
+
+def test_a_thin_picture_is_not_enlarged_without_bound(tmp_path):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "a.png").write_bytes(noise(1, 60_000))
+    with pytest.raises(ValueError, match=r"a\.png .* enlarged to 64x3840000"):
+        Pictures(folder, side=64).raw(0)
+
+
+DAMAGES = {
+    "truncated": lambda data: data[: len(data) // 2],
+    "short": lambda data: data[:30],
+    "empty": lambda data: b"",
+    "text": lambda data: b"<html>not found</html>",
+    "gif": lambda data: b"GIF89a" + data,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_a_damaged_picture_is_named_and_leaves_nothing(tmp_path, damage, kind):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "a.png").write_bytes(noise(16, 16))
+    (folder / "b.jpg").write_bytes(damage(noise(16, 16, kind)))
+    with pytest.raises(ValueError, match=r"b\.jpg in .* is no PNG or JPEG"):
+        save_packed(Pictures(folder), tmp_path / "out" / "set.images")
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_deep_colours_are_refused(tmp_path):
+    file = io.BytesIO()
+    Image.fromarray(np.full((4, 4), 40_000, np.uint16)).save(file, "PNG")
+    path = write_zip(tmp_path / "set.zip", {"a.png": file.getvalue()})
+    with pytest.raises(ValueError, match=r"a\.png .* mode I;16.*8 bits a channel"):
+        Pictures(path)
+
+
+def test_a_damaged_zip_is_refused(tmp_path):
+    path = write_zip(tmp_path / "set.zip", {"a.png": noise(16, 16)})
+    whole = path.read_bytes()
+    for content in (whole[:-30], whole[:50], b"", b"text"):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"set\.zip is no folder and no zip"):
+            Pictures(path)
+    changed = bytearray(whole)
+    changed[200] ^= 1
+    path.write_bytes(changed)
+    with pytest.raises(ValueError, match=r"a\.png in .* is damaged.*CRC"):
+        Pictures(path)
+
+
+# What guided diffusion's loader does to a picture of this size, step by step.
+RECIPES = {
+    (64, 64): (),
+    (70, 100): (("BICUBIC", 64, 91), ("crop", 0, 13)),
+    (127, 64): (("crop", 31, 0),),
+    (300, 520): (
+        ("BOX", 150, 260),
+        ("BOX", 75, 130),
+        ("BICUBIC", 64, 111),
+        ("crop", 0, 23),
+    ),
+    (257, 255): (("BOX", 128, 127), ("BICUBIC", 65, 64), ("crop", 0, 0)),
+    (20, 10): (("BICUBIC", 128, 64), ("crop", 32, 0)),
+}
+
+
+@pytest.mark.parametrize(("size", "steps"), RECIPES.items(), ids=str)
+def test_pictures_are_shrunk_and_cropped_as_adm_does(tmp_path, size, steps):
+    data = noise(*size)
+    (tmp_path / "a.png").write_bytes(data)
+    expected = Image.open(io.BytesIO(data))
+    for step, a, b in steps:
+        if step == "crop":
+            expected = expected.crop((a, b, a + 64, b + 64))
+        else:
+            expected = expected.resize((a, b), getattr(Image.Resampling, step))
+    pictures = Pictures(tmp_path, side=64)
+    assert pictures.shape == (3, 64, 64)
+    np.testing.assert_array_equal(pictures.raw(0)[0], np.asarray(expected))
