@@ -1,4 +1,6 @@
+import dataclasses
 import functools
+import itertools
 import math
 
 import equinox as eqx
@@ -8,7 +10,15 @@ import numpy as np
 import pytest
 from oracles import SCHEDULES, alpha_sigma, theta
 
-from mcmeqx import Cosine, Denoiser, eps_prediction, v_prediction, x_prediction
+from mcmeqx import (
+    Cosine,
+    Denoiser,
+    eps_prediction,
+    v_prediction,
+    with_guidance_input,
+    with_null_class,
+    x_prediction,
+)
 from mcmeqx.nets import (
     AbstractNetwork,
     MLPConfig,
@@ -71,6 +81,37 @@ def stage_of_kind(kind):
     stage = Stage("resnet", 8, 1)
     object.__setattr__(stage, "kind", kind)
     return stage
+
+
+def with_parts(config, null_class, guidance_input):
+    """`config` with a null class, a guidance input, both or neither."""
+    return dataclasses.replace(
+        config, null_class=null_class, guidance_input=guidance_input
+    )
+
+
+@pytest.mark.parametrize(
+    "asked", [*itertools.product([False, True], repeat=2)], ids=str
+)
+@pytest.mark.parametrize("config", [NETWORKS[i][0] for i in (1, 3)], ids=["mlp", "uv"])
+def test_a_network_has_the_structure_that_its_config_builds(config, asked):
+    plain = eqx.filter_jit(lambda key: config.build(key=key))(KEY)
+    model = Denoiser(plain, Cosine())
+    null_class, guidance_input = asked
+    # The guidance input first: adding the null class must carry it over.
+    model = with_guidance_input(model) if guidance_input else model
+    model = with_null_class(model) if null_class else model
+    network = model.network
+    assert network.config == with_parts(config, *asked)
+    shapes = eqx.filter_eval_shape(lambda k: network.config.build(key=k), KEY)
+    assert jax.tree.structure(network) == jax.tree.structure(shapes)
+    assert [np.shape(a) for a in jax.tree.leaves(network)] == [
+        np.shape(a) for a in jax.tree.leaves(shapes)
+    ]
+    np.testing.assert_array_equal(network.embed.classes[:4], plain.embed.classes)
+    np.testing.assert_array_equal(
+        network.embed.project.weight, plain.embed.project.weight
+    )
 
 
 @networks

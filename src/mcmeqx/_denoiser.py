@@ -16,7 +16,7 @@ from jaxtyping import Array, Key
 
 from mcmeqx._schedule import AbstractNoiseSchedule
 from mcmeqx._types import Label, Sample, ScalarLike
-from mcmeqx.nets._network import AbstractNetwork
+from mcmeqx.nets._network import AbstractNetwork, Embedding
 
 Model = Any
 """Whatever a loss trains or a teacher asks: `model(z, t, label, *, guidance, key)`
@@ -57,7 +57,11 @@ class Denoiser(eqx.Module):
     to_x: Parameterisation = eqx.field(default=v_prediction, static=True)
     """What the network predicts: `x_prediction`, `eps_prediction`, `v_prediction`."""
     dtype: jnp.dtype = eqx.field(default=jnp.dtype("float32"), static=True)
-    """Precision in which the network computes; all else keeps that of `z`."""
+    """Precision in which the network computes; all else keeps that of `z`.
+
+    In bfloat16 the parameters stay float32 and so do their gradients; matrix products
+    and convolutions are bfloat16. Noise level and its embedding, norms, sums with
+    vectors and softmax are float32."""
 
     def __call__(
         self,
@@ -75,7 +79,9 @@ class Denoiser(eqx.Module):
         deterministic.
         """
         logsnr = jnp.asarray(self.schedule.logsnr(t), jnp.float32)
-        network = jax.tree.map(self._cast, self.network)
+        network = jax.tree.map(
+            self._cast, self.network, is_leaf=lambda node: isinstance(node, Embedding)
+        )
         z_in = z.astype(self.dtype)
         out = network(z_in, logsnr, label, guidance=guidance, key=key)
         return self.to_x(self.schedule, z, out.astype(z.dtype), t)

@@ -10,6 +10,7 @@ be confined to an interval of noise levels (Kynkaanniemi et al. 2024).
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import equinox as eqx
@@ -19,7 +20,7 @@ import jax.numpy as jnp
 from mcmeqx._denoiser import Denoiser, Model
 from mcmeqx._schedule import AbstractNoiseSchedule
 from mcmeqx._types import NULL_LABEL, DenoiseFn, Label, Sample, Scalar, ScalarLike
-from mcmeqx.nets._network import Embedding, unheard_guidance
+from mcmeqx.nets._network import network_shapes, unheard_guidance
 
 Scale = ScalarLike | Callable[[ScalarLike], ScalarLike]
 
@@ -156,12 +157,8 @@ def with_guidance_input(model: Denoiser) -> Denoiser:
     """
     network: Any = model.network
     unheard = unheard_guidance(network.embed.project.weight.shape[0])
-    return eqx.tree_at(
-        lambda m: m.network.embed.guidance,
-        model,
-        unheard,
-        is_leaf=lambda leaf: leaf is None,
-    )
+    config = replace(network.config, guidance_input=True)
+    return _of_config(model, config, guidance=unheard)
 
 
 def with_null_class(model: Denoiser) -> Denoiser:
@@ -177,13 +174,21 @@ def with_null_class(model: Denoiser) -> Denoiser:
             "with_null_class is for a model with classes and no null class, got "
             f"classes={old.classes is not None}, null_class={old.null_class}"
         )
-    width, classes = old.project.weight.shape[0], len(old.classes)
-    new = Embedding(width, classes, null_class=True, key=jax.random.key(0))
     rows = jnp.concatenate([old.classes, old.classes.mean(0, keepdims=True)])
-    new = eqx.tree_at(
-        lambda e: (e.project, e.classes, e.guidance),
-        new,
-        (old.project, rows, old.guidance),
-        is_leaf=lambda leaf: leaf is None,
+    return _of_config(model, replace(network.config, null_class=True), classes=rows)
+
+
+def _of_config(model: Denoiser, config: Any, **embed: jax.Array) -> Denoiser:
+    """`model` with a network built from `config`, its leaves kept but those of `embed`.
+
+    Built anew, so that the network and its configuration cannot come apart.
+    """
+    leaves = {
+        jax.tree_util.keystr(path): leaf
+        for path, leaf in jax.tree.leaves_with_path(model.network)
+    }
+    leaves |= {f".embed.{name}": leaf for name, leaf in embed.items()}
+    network = jax.tree.map_with_path(
+        lambda path, _: leaves[jax.tree_util.keystr(path)], network_shapes(config)
     )
-    return eqx.tree_at(lambda m: m.network.embed, model, new)
+    return replace(model, network=network)

@@ -3,6 +3,10 @@
 Blocks follow simple diffusion (Hoogeboom et al. 2023, app. B): every residual branch
 ends in a layer that starts at zero, so that a fresh network passes its input through.
 The noise level and class enter by FiLM, `h (1 + scale) + shift` (Perez et al. 2018).
+
+Products of matrices and convolutions run in the precision of their input. What adds or
+scales by a vector runs in float32, norms with their statistics too: the gradient of a
+vector is a sum over all pixels and examples, which bfloat16 cannot hold.
 """
 
 import math
@@ -15,6 +19,11 @@ from jaxtyping import Array, Float, Key
 Map = Float[Array, "height width channel"]
 Tokens = Float[Array, "token channel"]
 Vector = Float[Array, " embedding"]
+
+
+def wide(x: Array) -> Array:
+    """`x` in float32 or wider."""
+    return x.astype(jnp.float32) if x.dtype.itemsize < 4 else x
 
 
 class Dense(eqx.Module):
@@ -32,7 +41,7 @@ class Dense(eqx.Module):
 
     def __call__(self, x: Float[Array, "*rest in"]) -> Float[Array, "*rest out"]:
         """`x @ weight + bias`."""
-        return x @ self.weight + self.bias
+        return (wide(x @ self.weight) + wide(self.bias)).astype(x.dtype)
 
 
 class Conv(eqx.Module):
@@ -57,18 +66,13 @@ class Conv(eqx.Module):
             "SAME",
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
-        return out[0] + self.bias
+        return (wide(out[0]) + wide(self.bias)).astype(x.dtype)
 
 
 def film(x: Array, scale_shift: Float[Array, " twice"]) -> Array:
     """`x (1 + scale) + shift` with the two halves of `scale_shift`, per channel."""
-    scale, shift = jnp.split(scale_shift, 2)
-    return x * (1 + scale) + shift
-
-
-def _wide(x: Array) -> Array:
-    """`x` in float32 or wider, for statistics."""
-    return x.astype(jnp.float32) if x.dtype.itemsize < 4 else x
+    scale, shift = jnp.split(wide(scale_shift), 2)
+    return (wide(x) * (1 + scale) + shift).astype(x.dtype)
 
 
 class GroupNorm(eqx.Module):
@@ -85,14 +89,14 @@ class GroupNorm(eqx.Module):
 
     def __call__(self, x: Map) -> Map:
         """The normalised map: float32 statistics folded into one multiply-add."""
-        wide = _wide(x)
-        mean = jnp.mean(wide, (0, 1)).reshape(self.groups, -1).mean(1)
-        square = jnp.mean(wide**2, (0, 1)).reshape(self.groups, -1).mean(1)
+        x_wide = wide(x)
+        mean = jnp.mean(x_wide, (0, 1)).reshape(self.groups, -1).mean(1)
+        square = jnp.mean(x_wide**2, (0, 1)).reshape(self.groups, -1).mean(1)
         rsqrt = jax.lax.rsqrt(jnp.maximum(square - mean**2, 0.0) + 1e-5)
         repeats = x.shape[-1] // self.groups
-        factor = jnp.repeat(rsqrt, repeats) * self.scale.astype(wide.dtype)
-        offset = self.bias.astype(wide.dtype) - jnp.repeat(mean, repeats) * factor
-        return x * factor.astype(x.dtype) + offset.astype(x.dtype)
+        factor = jnp.repeat(rsqrt, repeats) * wide(self.scale)
+        offset = wide(self.bias) - jnp.repeat(mean, repeats) * factor
+        return (x_wide * factor + offset).astype(x.dtype)
 
 
 class RMSNorm(eqx.Module):
@@ -106,10 +110,10 @@ class RMSNorm(eqx.Module):
     def __call__(
         self, x: Float[Array, "*rest channel"]
     ) -> Float[Array, "*rest channel"]:
-        """The input over its root mean square, which is taken in float32."""
-        wide = _wide(x)
-        rsqrt = jax.lax.rsqrt(jnp.mean(wide**2, -1, keepdims=True) + 1e-6)
-        return x * rsqrt.astype(x.dtype) * self.scale
+        """The input over its root mean square."""
+        x_wide = wide(x)
+        rsqrt = jax.lax.rsqrt(jnp.mean(x_wide**2, -1, keepdims=True) + 1e-6)
+        return (x_wide * rsqrt * wide(self.scale)).astype(x.dtype)
 
 
 class ResNetBlock(eqx.Module):

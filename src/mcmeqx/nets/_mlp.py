@@ -6,6 +6,7 @@ class. The last layer starts at zero, so a fresh network predicts zero.
 
 from dataclasses import dataclass
 
+import equinox as eqx
 import jax
 from jaxtyping import Array, Key
 
@@ -54,10 +55,12 @@ class MLP(AbstractNetwork):
     films: tuple[Dense, ...]
     layers: tuple[Dense, ...]
     last: Dense
+    config: MLPConfig = eqx.field(static=True)
 
     def __init__(self, config: MLPConfig, *, key: Key[Array, ""]) -> None:
         embed_key, first_key, last_key, films_key, layers_key = jax.random.split(key, 5)
         width = config.width
+        self.config = config
         self.embed = Embedding(
             config.embedding,
             config.classes,
@@ -86,7 +89,7 @@ class MLP(AbstractNetwork):
         key: Key[Array, ""] | None = None,
     ) -> Sample:
         """The raw prediction for one vector (size,); there is no dropout to key."""
-        emb = self.embed(logsnr, label, guidance)
+        emb = self.embed(logsnr, label, guidance).astype(z.dtype)
         h = self.first(z)
         for to_film, layer in zip(self.films, self.layers, strict=True):
             h = h + layer(jax.nn.silu(film(h, to_film(emb))))

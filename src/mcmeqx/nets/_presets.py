@@ -5,6 +5,7 @@ import math
 import equinox as eqx
 import jax
 
+from mcmeqx.nets._network import network_shapes
 from mcmeqx.nets._uvit import Stage, UViTConfig
 
 imagenet64_small = UViTConfig(
@@ -61,6 +62,6 @@ demo64 = UViTConfig(
 
 def count_parameters(config: UViTConfig) -> int:
     """Parameters of the network that `config` builds; allocates nothing."""
-    shapes = eqx.filter_eval_shape(lambda k: config.build(key=k), jax.random.key(0))
+    shapes = network_shapes(config)
     arrays = eqx.filter(shapes, lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct))
     return sum(math.prod(a.shape) for a in jax.tree.leaves(arrays))

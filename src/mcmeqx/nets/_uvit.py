@@ -29,6 +29,7 @@ from mcmeqx.nets._layers import (
     fold,
     pool,
     unfold,
+    wide,
 )
 from mcmeqx.nets._network import AbstractNetwork, Embedding, check_conditioning
 
@@ -69,6 +70,9 @@ class UViTConfig:
     """Channels of one attention head."""
     patch: int = 1
     """Side of the pixel blocks that are folded into channels before the first stage."""
+    remat: bool = False
+    """Compute every block again in the backward pass instead of storing its insides.
+    A compiler for CPUs undoes this for ResNet blocks."""
 
     def __post_init__(self):
         if not self.stages:
@@ -122,6 +126,7 @@ class ResNets(eqx.Module):
 
     blocks: tuple[ResNetBlock, ...]
     fusions: tuple[Fusion, ...] | None
+    remat: bool = eqx.field(static=True)
 
     def __init__(
         self, config: UViTConfig, stage: Stage, *, fuse: bool, key: Key[Array, ""]
@@ -132,6 +137,7 @@ class ResNets(eqx.Module):
             for k in keys
         )
         self.fusions = tuple(Fusion(stage.width) for _ in keys) if fuse else None
+        self.remat = config.remat
 
     def __call__(
         self, h: Map, emb: Vector, skips: Array | None, key: Key[Array, ""] | None
@@ -146,7 +152,8 @@ class ResNets(eqx.Module):
         for i, block in enumerate(self.blocks):
             if self.fusions is not None and skips is not None:
                 h = self.fusions[i](h, skips[-1 - i])
-            h = block(h, emb, keys[i])
+            run = eqx.filter_checkpoint(block) if self.remat else block
+            h = run(h, emb, keys[i])
             outputs.append(h)
         return h, jnp.stack(outputs)
 
@@ -157,6 +164,7 @@ class Transformers(eqx.Module):
     blocks: TransformerBlock
     fusions: Fusion | None
     depth: int = eqx.field(static=True)
+    remat: bool = eqx.field(static=True)
 
     def __init__(
         self, config: UViTConfig, stage: Stage, *, fuse: bool, key: Key[Array, ""]
@@ -168,7 +176,7 @@ class Transformers(eqx.Module):
 
         keys = jax.random.split(key, stage.depth)
         self.blocks, self.fusions = eqx.filter_vmap(block)(keys)
-        self.depth = stage.depth
+        self.depth, self.remat = stage.depth, config.remat
 
     def __call__(
         self, h: Map, emb: Vector, skips: Array | None, key: Key[Array, ""] | None
@@ -190,11 +198,15 @@ class Transformers(eqx.Module):
             tokens = block(tokens, emb, key)
             return tokens, tokens
 
+        few = self.depth <= _UNROLL
+        # In a loop no compiler can share the two computations of a block; unrolled, the
+        # one for CPUs does, and the memory is back.
+        body = jax.checkpoint(body, prevent_cse=False) if self.remat else body
         tokens, outputs = jax.lax.scan(
             body,
             h.reshape(-1, shape[-1]),
             (arrays, skips, keys),
-            unroll=self.depth if self.depth <= _UNROLL else 1,
+            unroll=self.depth if few and not self.remat else 1,
         )
         return tokens.reshape(shape), outputs.reshape(-1, *shape)
 
@@ -222,7 +234,7 @@ class UViT(AbstractNetwork):
     up: tuple[Blocks, ...]
     norm: GroupNorm
     head: Conv
-    patch: int = eqx.field(static=True)
+    config: UViTConfig = eqx.field(static=True)
 
     def __init__(self, config: UViTConfig, *, key: Key[Array, ""]):
         keys = iter(jax.random.split(key, 5 + 4 * len(config.stages)))
@@ -237,7 +249,7 @@ class UViT(AbstractNetwork):
         folded = config.channels * config.patch**2
         first = config.stages[0].width
         side = config.image_size // (config.patch * 2 ** len(outer))
-        self.patch = config.patch
+        self.config = config
         self.embed = Embedding(
             config.embedding,
             config.classes,
@@ -270,16 +282,17 @@ class UViT(AbstractNetwork):
         """The raw prediction for one image (channel, height, width)."""
         count = 2 * len(self.down) + 1
         keys = [None] * count if key is None else list(jax.random.split(key, count))
-        emb = self.embed(logsnr, label, guidance)
-        h = self.stem(fold(z.transpose(1, 2, 0), self.patch))
+        emb = self.embed(logsnr, label, guidance).astype(z.dtype)
+        h = self.stem(fold(z.transpose(1, 2, 0), self.config.patch))
         skips = []
         for stage, widen in zip(self.down, self.narrow_to_wide, strict=True):
             h, outputs = stage(h, emb, None, keys.pop())
             skips.append(outputs)
             h = widen(pool(h))
-        h, _ = self.middle(h + self.position, emb, None, keys.pop())
+        h = (wide(h) + wide(self.position)).astype(h.dtype)
+        h, _ = self.middle(h, emb, None, keys.pop())
         for stage, narrow in zip(self.up[::-1], self.wide_to_narrow[::-1], strict=True):
             h = jnp.repeat(jnp.repeat(narrow(h), 2, 0), 2, 1)
             h, _ = stage(h, emb, skips.pop(), keys.pop())
         out = self.head(jax.nn.silu(self.norm(h)))
-        return unfold(out, self.patch).transpose(2, 0, 1)
+        return unfold(out, self.config.patch).transpose(2, 0, 1)
