@@ -115,7 +115,7 @@ def with_label_dropout(preset: Preset, share: float) -> Preset:
 
 def computed(preset: Preset, precision: str, remat: bool) -> Preset:
     """The preset with a network that computes so."""
-    network = replace(preset.network, **({"remat": True} if remat else {}))
+    network = replace(preset.network, remat=remat)
     return replace(preset, precision=precision, network=network)
 
 

@@ -14,6 +14,8 @@ LAYERS = (
     {"nets"},
     {"_schedule"},
     {"_denoiser"},
+    {"_describe"},
+    {"_model_file"},
     {"_guidance", "_step"},
     {"_sampler"},
     {"_dpm_solver", "_ode"},

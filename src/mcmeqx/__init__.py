@@ -9,8 +9,6 @@ from mcmeqx._callbacks import Speed as Speed
 from mcmeqx._callbacks import TensorBoard as TensorBoard
 from mcmeqx._callbacks import read_metrics as read_metrics
 from mcmeqx._checkpoint import Checkpoints as Checkpoints
-from mcmeqx._checkpoint import load_model as load_model
-from mcmeqx._checkpoint import save_model as save_model
 from mcmeqx._cluster import connect as connect
 from mcmeqx._denoiser import Denoiser as Denoiser
 from mcmeqx._denoiser import eps_prediction as eps_prediction
@@ -46,6 +44,8 @@ from mcmeqx._loss import annealed_steps as annealed_steps
 from mcmeqx._loss import check_guidance_range as check_guidance_range
 from mcmeqx._loss import snr_plus_one as snr_plus_one
 from mcmeqx._loss import sqrt_snr_plus_one as sqrt_snr_plus_one
+from mcmeqx._model_file import load_model as load_model
+from mcmeqx._model_file import save_model as save_model
 from mcmeqx._ode import Flow as Flow
 from mcmeqx._ode import ProbabilityFlow as ProbabilityFlow
 from mcmeqx._ode import adaptive_steps as adaptive_steps

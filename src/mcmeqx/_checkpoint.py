@@ -1,26 +1,24 @@
-"""Checkpoints of a run, and single files that hold one model; the only orbax here.
+"""Checkpoints of a run; the only orbax here.
 
 A checkpoint holds every array of a `TrainState`, the average apart from the rest, and
 what the state is made of. Restoring fills the arrays of a state of the same structure.
 The batch of step i is a function of the data's seed and of i, so the step is the data's
 position too.
-
-A model file is one line of JSON, which says what the arrays mean, and then the arrays.
 """
 
 import dataclasses
-import json
-import os
 from pathlib import Path
 from typing import Any
 
 import equinox as eqx
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 
-from mcmeqx._denoiser import Denoiser
+from mcmeqx._describe import describe
 from mcmeqx._train import TrainState
+
+# A run may go on with another value of these: results stay equal.
+_FREE = ("remat",)
 
 
 class Checkpoints:
@@ -73,7 +71,11 @@ class Checkpoints:
         if self._manager.latest_step() == step:
             return
         ema, training = _split(state)
-        about = {"structure": structure(state), "config": self._config}
+        about = {
+            "model": describe(state.ema),
+            "structure": structure(state),
+            "config": self._config,
+        }
         self._manager.save(
             step,
             args=ocp.args.Composite(
@@ -149,62 +151,11 @@ def structure(tree: Any, name: str = "") -> dict[str, str]:
         keys = getattr(tree, "_fields", range(len(tree)))
         parts = {str(key): value for key, value in zip(keys, tree, strict=True)}
     elif dataclasses.is_dataclass(tree):
-        parts = {f.name: getattr(tree, f.name) for f in dataclasses.fields(tree)}
+        names = (f.name for f in dataclasses.fields(tree) if f.name not in _FREE)
+        parts = {name: getattr(tree, name) for name in names}
     else:
         return {name: repr(tree)}
     flat = {} if name == "" else {name: type(tree).__name__}
     for key, value in parts.items():
         flat |= structure(value, f"{name}.{key}" if name else key)
     return flat
-
-
-def _header(model: Denoiser) -> dict[str, Any]:
-    leaves = jax.tree.leaves(model)
-    return {
-        "schedule": repr(model.schedule),
-        "prediction": model.to_x.__name__,
-        "arrays": [list(np.shape(leaf)) for leaf in leaves],
-    }
-
-
-def save_model(path: Path, model: Denoiser) -> None:
-    """Write `model` to one file, whole or not at all."""
-    part = Path(path).with_name(Path(path).name + ".part")
-    with part.open("wb") as file:
-        file.write(json.dumps(_header(model)).encode() + b"\n")
-        eqx.tree_serialise_leaves(file, model)
-    os.replace(part, path)
-
-
-def load_model(path: Path, like: Denoiser) -> Denoiser:
-    """The model in `path`, in the structure of `like`, whose arrays may be shapes.
-
-    Raises FileNotFoundError, or ValueError if the file is damaged or holds a model of
-    another schedule, parameterisation or network, and then says which.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no model file {path}")
-    try:
-        with path.open("rb") as file:
-            found = json.loads(file.readline())
-            for name, wanted in _header(like).items():
-                if found[name] != wanted:
-                    raise ValueError(_difference(name, found[name], wanted))
-            model = eqx.tree_deserialise_leaves(file, like)
-            if file.read(1):
-                raise ValueError("it goes on after its last array")
-    except (RuntimeError, ValueError, KeyError, TypeError, EOFError) as error:
-        raise ValueError(
-            f"{path} does not hold a model of this network: {error}. Give the file "
-            "that the same recipe and preset wrote"
-        ) from error
-    return model
-
-
-def _difference(name: str, found: Any, wanted: Any) -> str:
-    if name == "arrays":
-        pairs = enumerate(zip(found, wanted, strict=False))
-        at = next((f"array {i} is {a}, not {b}" for i, (a, b) in pairs if a != b), "")
-        return at or f"it has {len(found)} arrays, not {len(wanted)}"
-    return f"its {name} is {found}, not {wanted}"

@@ -5,20 +5,12 @@
 
 from pathlib import Path
 
-import equinox as eqx
-import jax
-
-from mcmeqx._checkpoint import load_model
 from mcmeqx._denoiser import Denoiser
-from mcmeqx._schedule import Cosine
-from mcmeqx.nets import demo64
+from mcmeqx._model_file import read_model
 
 EMOJI_TEACHER = Path(__file__).parent / "weights" / "emoji_teacher.eqx"
 
 
 def emoji_teacher() -> Denoiser:
     """The teacher: images (3, 64, 64) in [-1, 1], label as in `data.openmoji`."""
-    network = eqx.filter_eval_shape(
-        lambda key: demo64.build(key=key), jax.random.key(0)
-    )
-    return load_model(EMOJI_TEACHER, Denoiser(network, Cosine()))
+    return read_model(EMOJI_TEACHER)
