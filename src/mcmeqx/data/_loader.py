@@ -79,8 +79,11 @@ def batches(
         # A spawn key keeps these draws apart from those of every permutation.
         draws = np.random.SeedSequence([seed, step], spawn_key=(1,))
         mirrored = np.random.default_rng(draws).random(batch_size)[rows] < 0.5
-        x = np.where(mirrored[:, None, None, None], batch.x[..., ::-1], batch.x)
-        return batch._replace(x=x)
+        # In place, one by one: half the time of choosing between two whole batches.
+        x: Any = batch.x
+        for row in np.flatnonzero(mirrored):
+            x[row] = x[row, ..., ::-1]
+        return batch
 
     options = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_AHEAD)
     steps = grain.MapDataset.range(start, _ENDLESS if stop is None else stop)

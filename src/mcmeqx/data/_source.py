@@ -12,9 +12,6 @@ import numpy as np
 
 from mcmeqx._types import Example
 
-# The bits of pixels / 127.5 - 1 in float32, looked up: half the time of computing them.
-_SCALED = np.arange(256, dtype=np.float32) / np.float32(127.5) - np.float32(1)
-
 
 class AbstractSource(abc.ABC):
     """Labelled images of one size, by index; what `save_packed` turns into one file."""
@@ -52,5 +49,7 @@ class AbstractSource(abc.ABC):
 
 def example(pixels: np.ndarray, label: np.ndarray) -> Example:
     """Bytes (..., height, width, channel), scaled to [-1, 1] and channel first."""
-    turned = np.ascontiguousarray(np.moveaxis(pixels, -1, -3))
-    return Example(cast(Any, _SCALED.take(turned)), cast(Any, label))
+    x = np.moveaxis(pixels, -1, -3).astype(np.float32, order="C")
+    x /= 127.5
+    x -= 1.0
+    return Example(cast(Any, x), cast(Any, label))
