@@ -1,5 +1,6 @@
 """One stage of training: it resumes, can be stopped, and says how to look into it."""
 
+import json
 import shlex
 import sys
 from collections.abc import Iterator
@@ -96,7 +97,7 @@ def train(
     done, log = run / f"{name}.eqx", run / f"{name}.jsonl"
     if not done.exists():
         every = min(1000, -(-plan.iterations // 10))
-        checkpoints = mc.Checkpoints(run / name, every=every, config={"run": str(run)})
+        checkpoints = mc.Checkpoints(run / name, config=_config(run))
         learner = plan.learner(loss)
         state = learner.init(model, key=key)
         state = checkpoints.restore(mc.place(state, plan.mesh))
@@ -118,7 +119,9 @@ def train(
                 state,
                 plan.batches(images, begun),
                 steps=plan.iterations,
-                callbacks=[*seen, pictures, checkpoints],
+                callbacks=[*seen, pictures],
+                save=checkpoints.save,
+                save_every=every,
                 mesh=plan.mesh,
             )
         except mc.Stopped as stopped:
@@ -134,6 +137,12 @@ def train(
     records = mc.read_metrics(log)
     seconds = records[-1]["seconds"] if records else None
     return Trained(mc.load_model(done, model), "this run", plan.iterations, seconds)
+
+
+def _config(run: Path) -> dict[str, Any] | None:
+    """The options that `claim` wrote into the run's folder."""
+    path = run / "config.json"
+    return json.loads(path.read_text()) if path.exists() else None
 
 
 def _seen(name, run, learner, state, images, plan: Plan) -> list[mc.Callback]:

@@ -69,12 +69,13 @@ def main() -> None:
         mc.DistillationTeacher(teacher), mc.Segments(2), mc.annealed_steps(8, 64, 100)
     )
     learner = mc.Learner(loss, optax.adam(1e-3), 0.99)
-    checkpoints = mc.Checkpoints(options.out / "saved", every=options.save_every)
+    checkpoints = mc.Checkpoints(options.out / "saved")
     state = mc.place(learner.init(student, key=keys[2]), mesh)
     state = checkpoints.restore(state)
     begun = int(state.step)
     losses = options.out / "loss.jsonl"
-    callbacks: list[mc.Callback] = [checkpoints]
+    ready = options.out / "ready"
+    callbacks: list[mc.Callback] = [lambda *_: ready.touch()]
     if jax.process_index() == 0:
         lines = mc.JsonLines(losses, every=1, steps=options.steps, start=begun)
         callbacks.insert(0, lines)
@@ -89,10 +90,21 @@ def main() -> None:
         process=jax.process_index(),
         processes=jax.process_count(),
     )
-    (options.out / "ready").touch()
-    state = mc.fit(
-        learner, state, stream, steps=options.steps, callbacks=callbacks, mesh=mesh
-    )
+    try:
+        state = mc.fit(
+            learner,
+            state,
+            stream,
+            steps=options.steps,
+            callbacks=callbacks,
+            save=checkpoints.save,
+            save_every=options.save_every,
+            mesh=mesh,
+        )
+    except mc.Interrupted as stopped:
+        checkpoints.save(stopped.state)
+        checkpoints.wait()
+        raise SystemExit(str(stopped)) from None
     checkpoints.save(state)
     checkpoints.wait()
     kept = (state.model, state.ema, state.opt_state)

@@ -66,26 +66,52 @@ def test_a_run_cut_off_at_any_step_ends_with_the_same_bits(tmp_path):
     whole = fit(made, start(made), data, steps=6)
     for cut in (1, 4, 6):
         folder = tmp_path / str(cut)
-        saving = Checkpoints(folder, every=1)
-        fit(made, start(made), data[:cut], steps=cut, callbacks=[saving])
+        saving = Checkpoints(folder)
+        options = {"save": saving.save, "save_every": 1}
+        fit(made, start(made), data[:cut], steps=cut, **options)
         saving.wait()
-        state = Checkpoints(folder, every=1).restore(start(made, seed=9))
+        state = Checkpoints(folder).restore(start(made, seed=9))
         assert int(state.step) == cut
         assert_same_bits(fit(made, state, data[cut:], steps=6), whole)
 
 
 def test_the_last_two_checkpoints_stay_and_another_network_is_refused(tmp_path):
-    made, saving = learner(), Checkpoints(tmp_path, every=2)
+    made, saving = learner(), Checkpoints(tmp_path)
     fresh = start(made)
     assert saving.restore(fresh) is fresh
-    fit(made, fresh, batches(7), steps=7, callbacks=[saving])
+    fit(made, fresh, batches(7), steps=7, save=saving.save, save_every=2)
     saving.wait()
-    # A callback sees a state up to two steps ahead of the metrics it gets.
-    assert sorted(int(p.name) for p in tmp_path.iterdir()) == [6, 7]
+    assert sorted(int(p.name) for p in tmp_path.iterdir()) == [4, 6]
     with pytest.raises(
-        ValueError, match=r"does not fit .*first\.weight is float32\[2,8\] there"
+        ValueError, match=r"does not fit .*network\.config\.width is 8 there and 16"
     ):
-        Checkpoints(tmp_path, every=2).restore(start(made, width=16))
+        Checkpoints(tmp_path).restore(start(made, width=16))
+
+
+def test_a_checkpoint_and_what_callbacks_wrote_are_of_one_step():
+    made, told, saved = learner(), [], []
+    fit(
+        made,
+        start(made),
+        batches(9),
+        steps=9,
+        callbacks=[lambda step, state, metrics: told.append(step)],
+        save=lambda state: saved.append((int(state.step), told[-1])),
+        save_every=4,
+    )
+    assert saved == [(4, 4), (8, 8)]
+    assert told == list(range(1, 10))
+    with pytest.raises(ValueError, match="save_every is a number of steps, got 0"):
+        fit(made, start(made), [], steps=1, save_every=0)
+
+
+def test_milestones_stay_beside_the_newest(tmp_path):
+    made, saving = learner(), Checkpoints(tmp_path, keep=1, milestone=4)
+    fit(made, start(made), batches(7), steps=7, save=saving.save, save_every=1)
+    saving.wait()
+    assert sorted(int(p.name) for p in tmp_path.iterdir()) == [4, 7]
+    with pytest.raises(ValueError, match="milestone is a number, 1 or more, got 0"):
+        Checkpoints(tmp_path, milestone=0)
 
 
 def test_a_model_file_gives_its_model_back(tmp_path):

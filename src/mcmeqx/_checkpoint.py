@@ -24,29 +24,24 @@ _FREE = ("remat",)
 class Checkpoints:
     """The newest checkpoints of a run, each whole or not there at all.
 
-    An instance is a `fit` callback that saves every `every` steps. Saving copies the
-    state to the host and goes on; the disk is written meanwhile. `keep` of them stay,
-    and every one at a multiple of `milestone` if that is given. `config` is any JSON
-    that says how the run was made; it is kept beside the state.
+    Its `save` is what `fit` takes. Saving copies the state to the host and goes on; the
+    disk is written meanwhile. The last `keep` of them stay, and every one at a multiple
+    of `milestone` if that is given. `config` is any JSON that says how the run was
+    made; it is kept beside the state.
     """
 
     def __init__(
         self,
         folder: Path,
         *,
-        every: int,
         keep: int = 2,
         milestone: int | None = None,
         config: dict[str, Any] | None = None,
     ):
-        for name, value in {
-            "every": every,
-            "keep": keep,
-            "milestone": milestone or 1,
-        }.items():
-            if value < 1:
+        for name, value in {"keep": keep, "milestone": milestone}.items():
+            if value is not None and value < 1:
                 raise ValueError(f"{name} is a number, 1 or more, got {value}")
-        self.every, self._config = every, config
+        self._config = config
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep, keep_period=milestone, cleanup_tmp_directories=True
         )
@@ -59,11 +54,6 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(
             Path(folder).resolve(), options=options, item_handlers=handlers
         )
-
-    def __call__(self, step: int, state: TrainState, metrics: dict[str, float]) -> None:
-        """Save `state`, under its own step, when `step` is a multiple of `every`."""
-        if step % self.every == 0:
-            self.save(state)
 
     def save(self, state: TrainState) -> None:
         """Begin to write `state`, unless its step is there already."""

@@ -18,6 +18,7 @@ from mcmeqx._train import Learner, Metrics, TrainState
 from mcmeqx._types import Example
 
 Callback = Callable[[int, TrainState, dict[str, float]], None]
+Save = Callable[[TrainState], None]
 
 _LATE = 2
 
@@ -63,6 +64,8 @@ def fit(
     *,
     steps: int,
     callbacks: Iterable[Callback] = (),
+    save: Save | None = None,
+    save_every: int = 1000,
     mesh: Mesh | None = None,
     patience: int = 5,
 ) -> TrainState:
@@ -72,13 +75,17 @@ def fit(
     processes each gives its own share of the rows. `mesh` is that of `make_mesh()` by
     default. Each callback gets `(step, state, metrics)` for every step, with the
     metrics of that step and a state up to two steps younger, `state.step` says which.
-    A callback must not keep the state, whose buffers the next step takes.
+    A callback must not keep the state, whose buffers the next step takes. `save` gets
+    the state after each step that is a multiple of `save_every`, when all callbacks
+    have seen that step, so that what it writes and what they write fit together.
 
     Raises `Interrupted` on SIGTERM or SIGINT, after the step in flight, and
     `NonFiniteLossError` after `patience` steps in a row whose loss or gradient is not
     finite; both carry the state. Raises ValueError when the batches run out or do not
     split over the mesh.
     """
+    if save_every < 1:
+        raise ValueError(f"save_every is a number of steps, got {save_every}")
     mesh = make_mesh() if mesh is None else mesh
     state, learner = place(state, mesh), place(learner, mesh)
     watch = _Watch(tuple(callbacks), patience)
@@ -90,6 +97,9 @@ def fit(
             with jax.set_mesh(mesh):
                 state, metrics = learner.step(state, batch)
             watch.add(_Done(step, metrics, batch), state)
+            if save is not None and step % save_every == 0:
+                watch.finish(state)
+                save(state)
             if signal := stop(step):
                 watch.finish(state)
                 done = f"stopped after step {step} of {steps} by {signal.name}"
