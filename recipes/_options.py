@@ -60,7 +60,8 @@ class Config:
     steps: int = 8
     """Segments of the student: its network evaluations per sample (1, 2, 4, ...)."""
     data_dir: Path | None = None
-    """Folder of ImageNet 64x64; without it the run is a demo on emoji."""
+    """ImageNet 64x64, a folder, zip or packed file; without it
+    the run is a demo on emoji."""
     teacher: str | None = None
     """`embedded` is the package's emoji teacher, the demo's default; `scratch`, the
     default on ImageNet, trains one in the run folder; or the path of a teacher.eqx."""

@@ -26,7 +26,8 @@ class Config:
     """Options of teacher training."""
 
     data_dir: Path | None = None
-    """Folder of ImageNet 64x64; without it the demo's emoji are used."""
+    """ImageNet 64x64, a folder, zip or packed file; without it
+    the demo's emoji are used."""
     emoji64_dir: Path | None = None
     """Folder of the npm tarballs @iconify-json/{noto,twemoji,fluent-emoji,
     fluent-emoji-flat,emojione}: train the demo network on these five vendors' emoji."""

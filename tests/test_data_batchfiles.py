@@ -85,6 +85,7 @@ FORMS = {
     "protocol 2": as_pickle(2),
     "protocol 4": as_pickle(4, np.array),
     "protocol 5": as_pickle(5, np.array),
+    "big-endian": as_pickle(2, lambda labels: np.array(labels, ">i4")),
     "numpy scalars": as_pickle(4, lambda labels: list(np.array(labels, np.int16))),
     "fortran": lambda data, labels: as_pickle(4)(np.asfortranarray(data), labels),
 }

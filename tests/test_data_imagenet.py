@@ -110,6 +110,17 @@ def test_a_damaged_cache_is_reported_and_made_anew(folder, cache):
     assert list(cache.iterdir()) == [kept]
 
 
+def test_a_cache_of_other_files_is_not_taken_for_these(folder, cache):
+    expected = write_archives(folder)
+    imagenet64(folder, cache=cache)
+    [kept] = cache.iterdir()
+    pixels = np.zeros((1, 64, 64, 3), np.uint8)
+    kept.unlink()
+    other = Images(pixels, np.zeros(1, np.int32), ("a", "b"), "other")
+    save_packed(other, kept, made_from="other files")
+    assert greys(imagenet64(folder, cache=cache)) == expected.tolist()
+
+
 def test_the_users_cache_is_the_default(folder, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     write_folder(folder)

@@ -113,6 +113,15 @@ def test_an_error_midway_leaves_nothing(tmp_path, fourth, error, message):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_file_has_its_name_only_once_it_is_complete(tmp_path, monkeypatch):
+    path, renamed = tmp_path / "set.images", []
+    monkeypatch.setattr("os.replace", lambda *paths: renamed.append(paths))
+    save_packed(random_images(), path)
+    [(unfinished, target)] = renamed
+    assert (unfinished.parent, target) == (tmp_path, path)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_existing_file_is_kept(tmp_path):
     path = tmp_path / "set.images"
     path.write_text("mine")

@@ -45,7 +45,15 @@ _KINDS = (
         lambda o: ImageNetBatches(o.source, side=o.side, split=o.split),
         {"help": "folder with the files, bare or .npz"},
         (
-            ("--side", {"type": int, "default": 64, "choices": (64, 32, 16, 8)}),
+            (
+                "--side",
+                {
+                    "type": int,
+                    "default": 64,
+                    "choices": (64, 32, 16, 8),
+                    "help": "of the images in these files; default: 64",
+                },
+            ),
             _split("train", "val"),
         ),
     ),
