@@ -19,13 +19,14 @@ LAYERS = (
     {"_guidance", "_step"},
     {"_sampler"},
     {"_dpm_solver", "_ode"},
-    {"_likelihood", "_segment", "_generate", "_teacher"},
+    {"_likelihood", "_segment", "_generate", "_teacher", "_export"},
+    {"_export_sampler"},
     {"_loss"},
-    {"_cluster", "_flops", "_sharding", "_signals"},
+    {"_cluster", "_flops", "_sharding", "_signals", "_structure"},
     {"_train"},
     {"_fit"},
     {"_checkpoint", "_callbacks"},
-    {"_embedded"},
+    {"_embedded", "_load"},
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 OWN_FOLDER = {"data", "metrics"}

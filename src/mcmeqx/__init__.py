@@ -17,6 +17,10 @@ from mcmeqx._denoiser import x_prediction as x_prediction
 from mcmeqx._dpm_solver import DPMSolver as DPMSolver
 from mcmeqx._embedded import EMOJI_TEACHER as EMOJI_TEACHER
 from mcmeqx._embedded import emoji_teacher as emoji_teacher
+from mcmeqx._export import export_weights as export_weights
+from mcmeqx._export_sampler import ExportedSampler as ExportedSampler
+from mcmeqx._export_sampler import export_sampler as export_sampler
+from mcmeqx._export_sampler import load_sampler as load_sampler
 from mcmeqx._fit import Callback as Callback
 from mcmeqx._fit import Interrupted as Interrupted
 from mcmeqx._fit import NonFiniteLossError as NonFiniteLossError
@@ -35,6 +39,7 @@ from mcmeqx._likelihood import Likelihood as Likelihood
 from mcmeqx._likelihood import bits_per_dim as bits_per_dim
 from mcmeqx._likelihood import dequantise as dequantise
 from mcmeqx._likelihood import log_likelihood as log_likelihood
+from mcmeqx._load import load as load
 from mcmeqx._loss import AbstractLoss as AbstractLoss
 from mcmeqx._loss import DiffusionLoss as DiffusionLoss
 from mcmeqx._loss import MultistepConsistencyLoss as MultistepConsistencyLoss

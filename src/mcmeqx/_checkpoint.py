@@ -6,7 +6,6 @@ The batch of step i is a function of the data's seed and of i, so the step is th
 position too.
 """
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +13,11 @@ import equinox as eqx
 import jax
 import orbax.checkpoint as ocp
 
-from mcmeqx._describe import describe
+from mcmeqx._denoiser import Denoiser
+from mcmeqx._describe import describe, rebuild
+from mcmeqx._model_file import is_array_or_shape
+from mcmeqx._structure import structure
 from mcmeqx._train import TrainState
-
-# A run may go on with another value of these: results stay equal.
-_FREE = ("remat",)
 
 
 class Checkpoints:
@@ -126,26 +125,48 @@ def _like(arrays: Any) -> Any:
     return jax.tree.map(ocp.utils.to_shape_dtype_struct, arrays)
 
 
-def structure(tree: Any, name: str = "") -> dict[str, str]:
-    """What a tree is made of, by dotted name: arrays as `float32[3,64]`, the rest too.
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    """Shapes by dotted name."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="."): tuple(leaf.shape)
+        for path, leaf in jax.tree.leaves_with_path(tree)
+    }
 
-    Static fields are in it, functions by their names.
+
+def load_checkpoint(folder: Path) -> Denoiser:
+    """The averaged model of a step's folder, or of the newest step in `folder`.
+
+    The step says in its item `about` what the model is; its item `ema` holds the
+    arrays, and nothing else is read. Raises ValueError if `folder` is no such thing.
     """
-    if hasattr(tree, "shape") and hasattr(tree, "dtype"):
-        return {name: f"{tree.dtype}{list(tree.shape)}".replace(" ", "")}
-    if callable(tree) and hasattr(tree, "__qualname__"):
-        return {name: f"{tree.__module__}.{tree.__qualname__}"}
-    if isinstance(tree, dict):
-        parts = {str(key): value for key, value in tree.items()}
-    elif isinstance(tree, tuple | list):
-        keys = getattr(tree, "_fields", range(len(tree)))
-        parts = {str(key): value for key, value in zip(keys, tree, strict=True)}
-    elif dataclasses.is_dataclass(tree):
-        names = (f.name for f in dataclasses.fields(tree) if f.name not in _FREE)
-        parts = {name: getattr(tree, name) for name in names}
-    else:
-        return {name: repr(tree)}
-    flat = {} if name == "" else {name: type(tree).__name__}
-    for key, value in parts.items():
-        flat |= structure(value, f"{name}.{key}" if name else key)
-    return flat
+    folder = Path(folder).resolve()
+    if not (folder / "ema").is_dir():
+        steps = ocp.utils.checkpoint_steps(folder)
+        if not steps:
+            raise ValueError(
+                f"{folder} is no checkpoint: it holds neither a finished step nor an "
+                "item ema. Give the folder of a stage or of one of its steps"
+            )
+        folder = folder / str(max(steps))
+    try:
+        reader = ocp.Checkpointer(ocp.JsonCheckpointHandler())
+        model = rebuild(reader.restore(folder / "about")["model"])
+        arrays, static = eqx.partition(model, is_array_or_shape)
+        return eqx.combine(_restore_arrays(folder / "ema", arrays), static)
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise ValueError(f"{folder} does not hold a model: {error}") from error
+
+
+def _restore_arrays(folder: Path, shapes: Any) -> Any:
+    """The arrays of one item, on this process's first device."""
+    with ocp.StandardCheckpointer() as checkpointer:
+        # Compared beforehand: a restore that fails leaves Orbax's reads hanging.
+        found = _shapes(checkpointer.metadata(folder).item_metadata)
+        for name, wanted in _shapes(shapes).items():
+            if found.get(name) != wanted:
+                raise ValueError(f"{name} is {found.get(name)} there, not {wanted}")
+        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        placed = jax.tree.map(
+            lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=device), shapes
+        )
+        return checkpointer.restore(folder, placed)

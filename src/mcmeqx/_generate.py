@@ -15,8 +15,9 @@ from mcmeqx._step import MeasuredVariance
 from mcmeqx._types import Example
 
 
-@eqx.filter_jit
-def _sample_batch(model, sampler, ts, noise, labels, guidance, keys):
+def sample_rows(model, sampler, ts, noise, labels, guidance, keys):
+    """A sample for each row of `noise`, `labels` and `keys`; to be jitted."""
+
     def one(z, label, key):
         def denoise(z, t):
             return model(z, t, label, guidance=guidance)
@@ -24,6 +25,9 @@ def _sample_batch(model, sampler, ts, noise, labels, guidance, keys):
         return sample(denoise, sampler, model.schedule, z, ts, key=key)
 
     return jax.vmap(one)(noise, labels, keys)
+
+
+_sample_batch = eqx.filter_jit(sample_rows)
 
 
 def generate(

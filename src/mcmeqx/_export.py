@@ -1,0 +1,117 @@
+"""A model's weights as a safetensors file, which other libraries read too.
+
+One tensor for each array, under its path in the model; the metadata has the model's
+description.
+"""
+
+import importlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mcmeqx._denoiser import Denoiser
+from mcmeqx._describe import describe, rebuild
+from mcmeqx._model_file import is_array_or_shape
+
+DESCRIPTION = "mcmeqx"
+"""The entry of the metadata that holds the description."""
+
+
+def optional(name: str) -> Any:
+    """The module `name`; ImportError that says how to install it."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ImportError(
+            f'exports need {name}: pip install "mcmeqx[export]"'
+        ) from error
+
+
+def _named(tree: Any) -> dict[str, Any]:
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="."): leaf
+        for path, leaf in jax.tree.leaves_with_path(tree)
+    }
+
+
+def write_new(path: Path, write: Callable[[Path], Any]) -> None:
+    """Have `write` make a new file at `path`, whole or not at all."""
+    part = path.with_name(path.name + ".part")
+    try:
+        write(part)
+        check_absent(path)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def check_absent(path: Path) -> None:
+    """FileExistsError if there is something at `path`."""
+    if path.exists():
+        raise FileExistsError(f"{path} is there already: give another name")
+
+
+def export_weights(path: Path | str, model: Denoiser) -> None:
+    """Write the arrays and the description of `model` to a new `.safetensors` file.
+
+    `load` reads it back. Raises FileExistsError if there is a file, ValueError if the
+    name does not end in `.safetensors` or the model has a part that is not the
+    library's own, and ImportError without safetensors (`pip install "mcmeqx[export]"`).
+    """
+    path, library = Path(path), optional("safetensors.numpy")
+    if path.suffix != ".safetensors":
+        raise ValueError(f"exported weights end in .safetensors, got {path}")
+    check_absent(path)
+    about = describe(model)
+    rebuild(about)
+    arrays = {
+        name: np.ascontiguousarray(leaf)
+        for name, leaf in _named(eqx.filter(model, is_array_or_shape)).items()
+    }
+    metadata = {DESCRIPTION: json.dumps(about)}
+    content = library.save(arrays, metadata=metadata)
+    write_new(path, lambda part: part.write_bytes(content))
+
+
+def read_weights(path: Path) -> Denoiser:
+    """The model that `export_weights` wrote to `path`.
+
+    Raises FileNotFoundError, ImportError without safetensors, or ValueError if the file
+    is damaged, lacks the description, or holds other arrays than it describes.
+    """
+    library = optional("safetensors")
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    try:
+        with library.safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            if DESCRIPTION not in metadata:
+                raise ValueError("mcmeqx did not write it: no description in it")
+            model = rebuild(json.loads(metadata[DESCRIPTION]))
+            arrays, static = eqx.partition(model, is_array_or_shape)
+            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        _check_arrays(found, _named(arrays))
+    except (library.SafetensorError, ValueError, TypeError) as error:
+        raise ValueError(f"{path} does not hold exported weights: {error}") from error
+    names = iter(_named(arrays))
+    arrays = jax.tree.map(lambda _: jnp.asarray(found[next(names)]), arrays)
+    return eqx.combine(arrays, static)
+
+
+def _check_arrays(found: dict[str, Any], wanted: dict[str, Any]) -> None:
+    def kind(arrays: dict[str, Any], name: str) -> str:
+        a = arrays.get(name)
+        return "absent" if a is None else f"{np.dtype(a.dtype).name}{list(a.shape)}"
+
+    for name in wanted | found:
+        if kind(found, name) != kind(wanted, name):
+            raise ValueError(
+                f"{name} is {kind(found, name)} there, not {kind(wanted, name)}"
+            )

@@ -1,0 +1,144 @@
+"""A whole sampler as one file: a program that needs JAX alone, and its weights.
+
+The file is a zip archive of `program` (StableHLO as `jax.export` serialises it),
+`weights.npz`, arrays in the program's order, and `about.json`. The program takes
+`(weights, noise, labels, seed)`, without `labels` for a model of none.
+"""
+
+import io
+import json
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import export
+from jaxtyping import Array, Float
+
+from mcmeqx._denoiser import Model
+from mcmeqx._export import check_absent, optional, write_new
+from mcmeqx._generate import sample_rows
+from mcmeqx._model_file import is_array_or_shape
+from mcmeqx._sampler import AbstractSampler
+
+ExportedSampler = Callable[..., Float[Array, "n *shape"]]
+"""`(noise, labels=None, *, seed=0) -> x`, a batch of samples."""
+
+
+def export_sampler(
+    path: Path | str,
+    model: Model,
+    sampler: AbstractSampler,
+    ts: np.ndarray,
+    shape: tuple[int, ...],
+    *,
+    labelled: bool = False,
+    guidance: float | None = None,
+    batch_size: int | None = None,
+    platforms: Sequence[str] | None = None,
+) -> None:
+    """Write what `generate` does on the grid `ts`, for samples of `shape`, to `path`.
+
+    `labelled` says whether the program takes labels, `guidance` is the scale for a
+    student of many. A `batch_size` of None leaves the number of rows to the caller.
+    `platforms` are those of `jax.export`, by default the present one and the CPU.
+
+    Raises FileExistsError if there is a file, ValueError if the model does not take a
+    sample of `shape` or lacks a label or guidance that it needs, and ImportError
+    without flatbuffers (`pip install "mcmeqx[export]"`).
+    """
+    path = Path(path)
+    optional("flatbuffers")
+    check_absent(path)
+    arrays, static = eqx.partition((model, sampler), is_array_or_shape)
+    weights, structure = jax.tree.flatten(arrays)
+    times = np.asarray(ts, np.float32)
+
+    def program(weights, noise, labels, seed):
+        model, sampler = eqx.combine(jax.tree.unflatten(structure, weights), static)
+        scale = None if guidance is None else jnp.float32(guidance)
+        keys = jax.random.split(jax.random.key(seed), noise.shape[0])
+        return sample_rows(model, sampler, times, noise, labels, scale, keys)
+
+    rows = export.symbolic_shape("n")[0] if batch_size is None else batch_size
+    exported = export.export(
+        jax.jit(program),
+        platforms=tuple(dict.fromkeys(platforms or (jax.default_backend(), "cpu"))),
+    )(
+        [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in weights],
+        jax.ShapeDtypeStruct((rows, *shape), jnp.float32),
+        jax.ShapeDtypeStruct((rows,), jnp.int32) if labelled else None,
+        jax.ShapeDtypeStruct((), jnp.uint32),
+    )
+    about = {
+        "shape": list(shape),
+        "labelled": labelled,
+        "batch_size": batch_size,
+        "weights": len(weights),
+        "times": times.tolist(),
+    }
+
+    def write(part: Path) -> None:
+        with zipfile.ZipFile(part, "w") as file:
+            file.writestr("about.json", json.dumps(about))
+            file.writestr("program", exported.serialize())
+            with file.open("weights.npz", "w", force_zip64=True) as stream:
+                np.savez(stream, *[np.asarray(a) for a in weights])
+
+    write_new(path, write)
+
+
+def load_sampler(path: Path | str) -> ExportedSampler:
+    """The sampler in `path`: `(noise, labels=None, *, seed=0) -> x`.
+
+    It runs on the default device if that is one of the platforms it was exported for.
+    Row i of a stochastic sampler depends on the number of rows and `seed` too, as that
+    of `generate` on `key(seed)`. Raises FileNotFoundError, or ValueError if the file is
+    damaged or no exported sampler; the sampler raises ValueError for noise of another
+    shape and for labels missing or not taken.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no exported sampler {path}")
+    optional("flatbuffers")
+    try:
+        with zipfile.ZipFile(path) as file:
+            about = json.loads(file.read("about.json"))
+            exported = export.deserialize(bytearray(file.read("program")))
+            with np.load(io.BytesIO(file.read("weights.npz"))) as stored:
+                weights = [
+                    jnp.asarray(stored[f"arr_{i}"]) for i in range(about["weights"])
+                ]
+    except (zipfile.BadZipFile, KeyError, ValueError, EOFError) as error:
+        raise ValueError(
+            f"{path} does not hold a sampler of export_sampler: {error}"
+        ) from error
+    call = jax.jit(exported.call)
+
+    def run(noise, labels=None, *, seed: int = 0):
+        _check_rows(about, noise, labels)
+        labels = None if labels is None else jnp.asarray(labels, jnp.int32)
+        return call(weights, jnp.asarray(noise, jnp.float32), labels, np.uint32(seed))
+
+    return run
+
+
+def _check_rows(about: dict[str, Any], noise, labels) -> None:
+    rows = about["batch_size"] or len(noise)
+    if noise.shape != (rows, *about["shape"]) or not rows:
+        raise ValueError(
+            f"this sampler takes noise of shape ({about['batch_size'] or 'n'}, "
+            f"{', '.join(map(str, about['shape']))}), got {noise.shape}"
+        )
+    if about["labelled"] != (labels is not None):
+        raise ValueError(
+            "this sampler "
+            + ("needs labels" if about["labelled"] else "takes no labels")
+            + f", got {'None' if labels is None else 'labels'}"
+        )
+    if labels is not None and len(labels) != len(noise):
+        raise ValueError(f"got {len(noise)} rows of noise but {len(labels)} labels")

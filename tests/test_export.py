@@ -1,0 +1,279 @@
+import dataclasses
+import json
+import shutil
+import sys
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from mcmeqx import (
+    DDIM,
+    DDPM,
+    Cosine,
+    Denoiser,
+    Guidance,
+    Guided,
+    Shifted,
+    eps_prediction,
+    export_sampler,
+    export_weights,
+    generate,
+    load,
+    load_model,
+    load_sampler,
+    save_model,
+    uniform_grid,
+    with_guidance_input,
+    x_prediction,
+)
+from mcmeqx._describe import describe, rebuild
+from mcmeqx.nets import AbstractNetwork, MLPConfig, Stage, UViTConfig
+
+pytestmark = pytest.mark.usefixtures("as_users_run")
+KEY = jax.random.key(0)
+MLP = MLPConfig(2, 8, 1, classes=3, null_class=True, embedding=8)
+UVIT = UViTConfig(
+    8,
+    (Stage("resnet", 8, 1, 0.3), Stage("transformer", 16, 1)),
+    classes=3,
+    null_class=True,
+    embedding=8,
+    head_width=8,
+)
+
+
+def moved(config):
+    """A network off its start, where its output is zero."""
+    network = eqx.filter_jit(lambda key: config.build(key=key))(KEY)
+    rng = np.random.default_rng(0)
+    arrays, static = eqx.partition(network, eqx.is_array)
+    arrays = jax.tree.map(
+        lambda a: a + 0.1 * rng.normal(size=a.shape).astype("f4"), arrays
+    )
+    return eqx.combine(arrays, static)
+
+
+def models():
+    half = Cosine(-10.0, 10.0)
+    return {
+        "mlp": Denoiser(moved(MLP), Cosine()),
+        "taking a scale": with_guidance_input(
+            Denoiser(moved(MLP), Shifted(64, 32, 64, half), x_prediction)
+        ),
+        "uvit": Denoiser(moved(UVIT), half, eps_prediction, jnp.dtype("bfloat16")),
+    }
+
+
+def save_step(folder, model, step):
+    """A checkpoint as a run writes it."""
+    options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False)
+    with ocp.CheckpointManager(folder.resolve(), options=options) as manager:
+        arrays = eqx.filter(model, eqx.is_array)
+        about = {"model": describe(model), "step": step}
+        items = ocp.args.Composite(
+            ema=ocp.args.StandardSave(arrays),
+            training=ocp.args.StandardSave({"count": jnp.ones(3)}),
+            about=ocp.args.JsonSave(about),
+        )
+        manager.save(step, args=items)
+
+
+@pytest.mark.parametrize("name", models())
+def test_a_model_comes_back_from_each_kind_of_file(tmp_path, name):
+    model = models()[name]
+    assert jax.tree.structure(rebuild(describe(model))) == jax.tree.structure(model)
+    save_model(tmp_path / "a.eqx", model)
+    export_weights(tmp_path / "a.safetensors", model)
+    save_step(tmp_path / "run", jax.tree.map(lambda a: 0 * a, model), 3)
+    save_step(tmp_path / "run", model, 12)
+    for found in ("a.eqx", "a.safetensors", "run", "run/12"):
+        assert eqx.tree_equal(load(tmp_path / found), model), found
+    assert not eqx.tree_equal(load(tmp_path / "run" / "3"), model)
+    # Other libraries find the arrays under their paths.
+    tensors = load_file(tmp_path / "a.safetensors")
+    np.testing.assert_array_equal(
+        tensors["network.embed.classes"], model.network.embed.classes
+    )
+
+
+class Gain(AbstractNetwork):
+    a: jax.Array
+
+    def __call__(self, z, logsnr, label=None, *, guidance=None, key=None):
+        return self.a * z
+
+
+def test_a_part_that_is_not_the_librarys_is_named(tmp_path):
+    foreign = Denoiser(Gain(jnp.float32(0.5)), Cosine())
+    save_model(tmp_path / "gain.eqx", foreign)
+    with pytest.raises(ValueError, match=r"network is Gain, .* MLPConfig, UViTConfig"):
+        load(tmp_path / "gain.eqx")
+    again = load_model(tmp_path / "gain.eqx", foreign)
+    assert eqx.tree_equal(again, foreign)
+    with pytest.raises(ValueError, match="network is Gain"):
+        export_weights(tmp_path / "gain.safetensors", foreign)
+    own = Denoiser(moved(MLP), Cosine(), lambda schedule, z, out, t: out)
+    with pytest.raises(ValueError, match=r"prediction is <lambda>, .* v_prediction"):
+        export_weights(tmp_path / "gain.safetensors", own)
+    assert [p.name for p in tmp_path.iterdir()] == ["gain.eqx"]
+
+
+def test_the_field_that_differs_is_named_and_dropout_may(tmp_path):
+    path, model = tmp_path / "a.eqx", models()["uvit"]
+    save_model(path, model)
+
+    def like(**changes):
+        config = dataclasses.replace(UVIT, **changes)
+        return eqx.filter_eval_shape(
+            lambda: dataclasses.replace(model, network=config.build(key=KEY))
+        )
+
+    wider = (UVIT.stages[0], Stage("transformer", 32, 1))
+    with pytest.raises(ValueError, match=r"with stages\.1\.width 16, not 32; .*array"):
+        load_model(path, like(stages=wider))
+    with pytest.raises(ValueError, match="with null_class True, not False"):
+        load_model(path, like(classes=4, null_class=False))
+    still = load_model(path, like(stages=(Stage("resnet", 8, 1), UVIT.stages[1])))
+    assert still.network.down[0].blocks[0].dropout.p == 0.0
+    with pytest.raises(ValueError, match=r"logsnr_min -10\.0, not -15\.0"):
+        load_model(path, dataclasses.replace(model, schedule=Cosine()))
+
+
+def test_a_file_of_before_a_field_existed_has_its_default(tmp_path):
+    path, model = tmp_path / "a.eqx", models()["uvit"]
+    save_model(path, model)
+    head, _, rest = path.read_bytes().partition(b"\n")
+    about = json.loads(head)
+    assert about["network"]["UViTConfig"].pop("patch") == 1
+    path.write_bytes(json.dumps(about).encode() + b"\n" + rest)
+    assert eqx.tree_equal(load(path), model)
+    assert eqx.tree_equal(load_model(path, model), model)
+    about["network"]["UViTConfig"]["folds"] = 1
+    path.write_bytes(json.dumps(about).encode() + b"\n" + rest)
+    with pytest.raises(ValueError, match=r"network is no UViTConfig: .*folds"):
+        load(path)
+
+
+def test_damaged_weights_are_refused_and_a_file_is_never_replaced(tmp_path):
+    path, model = tmp_path / "a.safetensors", models()["mlp"]
+    export_weights(path, model)
+    with pytest.raises(FileExistsError, match=r"a\.safetensors is there already"):
+        export_weights(path, model)
+    with pytest.raises(ValueError, match=r"end in \.safetensors, got .*b\.eqx"):
+        export_weights(tmp_path / "b.eqx", model)
+    content = path.read_bytes()
+    for damaged in (content[:-9], content[:5], b""):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match="does not hold exported weights"):
+            load(path)
+    path.write_bytes(content)
+    tensors, metadata = load_file(path), {"mcmeqx": json.dumps(describe(model))}
+    save_file(tensors, path)
+    with pytest.raises(ValueError, match="no description"):
+        load(path)
+    save_file(tensors | {"network.last.bias": np.zeros(3, "f4")}, path, metadata)
+    with pytest.raises(ValueError, match=r"last\.bias is float32\[3\] there, not"):
+        load(path)
+    save_file({k: v for k, v in tensors.items() if "last" not in k}, path, metadata)
+    with pytest.raises(ValueError, match="is absent there"):
+        load(path)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+def test_the_command_that_installs_what_is_missing_is_named(tmp_path, monkeypatch):
+    for name in ("safetensors", "safetensors.numpy", "flatbuffers"):
+        monkeypatch.setitem(sys.modules, name, None)
+    model, path = models()["mlp"], tmp_path / "a.safetensors"
+    path.touch()
+    for use in (
+        lambda: load(path),
+        lambda: export_weights(tmp_path / "b.safetensors", model),
+        lambda: export_sampler(tmp_path / "c", model, DDIM(), uniform_grid(1), (2,)),
+        lambda: load_sampler(path),
+    ):
+        with pytest.raises(ImportError, match=r'pip install "mcmeqx\[export\]"'):
+            use()
+
+
+def test_what_is_no_checkpoint_is_refused(tmp_path):
+    run = tmp_path / "run"
+    save_step(run, models()["mlp"], 4)
+    with pytest.raises(FileNotFoundError, match="absent"):
+        load(tmp_path / "absent")
+    with pytest.raises(ValueError, match="neither a finished step nor an item ema"):
+        load(tmp_path)
+    about = run / "4" / "about" / "metadata"
+    content = about.read_text()
+    for damaged in ("{", "[]", "{}", content.replace("MLPConfig", "Transformer")):
+        about.write_text(damaged)
+        with pytest.raises(ValueError, match="4 does not hold a model"):
+            load(run)
+    about.write_text(content.replace('"width": 8', '"width": 16'))
+    with pytest.raises(ValueError, match=r"is \(.*8.*\) there, not \(.*16.*\)"):
+        load(run)
+    about.write_text(content)
+    (run / "4" / "ema" / "manifest.ocdbt").unlink()
+    with pytest.raises(ValueError, match="4 does not hold a model"):
+        load(run)
+    shutil.rmtree(run / "4" / "about")
+    with pytest.raises(ValueError, match="4 does not hold a model"):
+        load(run)
+
+
+@pytest.mark.parametrize("batch_size", [None, 5])
+@pytest.mark.parametrize("name", ["mlp", "guided", "stochastic", "uvit"])
+def test_an_exported_sampler_samples_as_generate_does(tmp_path, name, batch_size):
+    config = UVIT if name == "uvit" else MLP
+    model = Denoiser(moved(config), Cosine())
+    model = Guided(model, Guidance(0.5)) if name == "guided" else model
+    sampler = DDPM() if name == "stochastic" else DDIM()
+    shape = (3, 8, 8) if name == "uvit" else (2,)
+    ts, path = uniform_grid(3), tmp_path / "sampler"
+    rng = np.random.default_rng(0)
+    noise = rng.normal(size=(5, *shape)).astype("f4")
+    labels = np.array([0, 1, 2, -1, 1], np.int32)
+    wanted = generate(model, sampler, ts, noise, labels, key=jax.random.key(7))
+    export_sampler(
+        path, model, sampler, ts, shape, labelled=True, batch_size=batch_size
+    )
+    found = load_sampler(path)(noise, labels, seed=7)
+    np.testing.assert_allclose(found, wanted, atol=1e-5 * np.abs(wanted).max())
+    assert [p.name for p in tmp_path.iterdir()] == ["sampler"]
+    if name == "stochastic":
+        assert np.abs(load_sampler(path)(noise, labels) - wanted).max() > 0.1
+    if batch_size is None and name == "mlp":
+        some = load_sampler(path)(noise[:2], labels[:2])
+        np.testing.assert_allclose(some, wanted[:2], atol=1e-5 * np.abs(wanted).max())
+
+
+def test_an_exported_sampler_refuses_what_it_cannot_take(tmp_path):
+    path = tmp_path / "sampler"
+    model = Denoiser(MLPConfig(2, 8, 1, embedding=8).build(key=KEY), Cosine())
+    arguments = (model, DDIM(), uniform_grid(2), (2,))
+    with pytest.raises(ValueError, match="label"):
+        export_sampler(path, *arguments, labelled=True)
+    assert not list(tmp_path.iterdir())
+    export_sampler(path, *arguments, batch_size=4)
+    with pytest.raises(FileExistsError, match="there already"):
+        export_sampler(path, *arguments)
+    run = load_sampler(path)
+    assert run(np.ones((4, 2), "f4")).shape == (4, 2)
+    for noise in (np.ones((3, 2), "f4"), np.ones((4, 3), "f4")):
+        with pytest.raises(ValueError, match=r"noise of shape \(4, 2\), got"):
+            run(noise)
+    with pytest.raises(ValueError, match="takes no labels"):
+        run(np.ones((4, 2), "f4"), np.zeros(4, int))
+    content = path.read_bytes()
+    middle = len(content) // 2
+    flipped = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+    for damaged in (content[:-9], content[:5], b"", flipped):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match="does not hold a sampler"):
+            load_sampler(path)
+    with pytest.raises(FileNotFoundError, match="absent"):
+        load_sampler(tmp_path / "absent")
