@@ -13,10 +13,11 @@ README = (Path(__file__).parents[1] / "README.md").read_text()
 
 @pytest.mark.usefixtures("as_users_run")
 @pytest.mark.slow
-def test_the_snippets_in_python_run_one_after_the_other():
+def test_the_snippets_in_python_run_one_after_the_other(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     first, *more = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     assert "steps=100" in first
-    assert len(more) == 4
+    assert len(more) == 5
     names: dict = {}
     for snippet in (first.replace("steps=100", "steps=1"), *more):
         exec(snippet, names)

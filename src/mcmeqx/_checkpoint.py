@@ -148,6 +148,9 @@ def load_checkpoint(folder: Path) -> Denoiser:
                 "item ema. Give the folder of a stage or of one of its steps"
             )
         folder = folder / str(max(steps))
+    for item in ("about", "ema"):
+        if not (folder / item).is_dir():
+            raise ValueError(f"{folder} does not hold a model: it has no item {item}")
     try:
         reader = ocp.Checkpointer(ocp.JsonCheckpointHandler())
         model = rebuild(reader.restore(folder / "about")["model"])
