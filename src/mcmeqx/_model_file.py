@@ -23,16 +23,17 @@ def _header(model: Denoiser) -> dict[str, Any]:
     return describe(model) | {"arrays": [list(np.shape(leaf)) for leaf in leaves]}
 
 
-def save_model(path: Path, model: Denoiser) -> None:
+def save_model(path: Path | str, model: Denoiser) -> None:
     """Write `model` to one file, whole or not at all."""
-    part = Path(path).with_name(Path(path).name + ".part")
+    path = Path(path)
+    part = path.with_name(path.name + ".part")
     with part.open("wb") as file:
         file.write(json.dumps(_header(model)).encode() + b"\n")
         eqx.tree_serialise_leaves(file, eqx.filter(model, is_array_or_shape))
     os.replace(part, path)
 
 
-def read_model(path: Path) -> Denoiser:
+def read_model(path: Path | str) -> Denoiser:
     """The model in `path`, built from what the file says of it.
 
     Raises FileNotFoundError, or ValueError if the file is damaged or holds a model with
@@ -41,7 +42,7 @@ def read_model(path: Path) -> Denoiser:
     return _read(path, None)
 
 
-def load_model(path: Path, like: Denoiser) -> Denoiser:
+def load_model(path: Path | str, like: Denoiser) -> Denoiser:
     """The model in `path`, in the structure of `like`, whose arrays may be shapes.
 
     Dropout, rematerialisation and precision are those of `like`. Raises
@@ -51,7 +52,7 @@ def load_model(path: Path, like: Denoiser) -> Denoiser:
     return _read(path, like)
 
 
-def _read(path: Path, like: Denoiser | None) -> Denoiser:
+def _read(path: Path | str, like: Denoiser | None) -> Denoiser:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no model file {path}")
