@@ -62,6 +62,13 @@ def first() -> bool:
     return jax.process_index() == 0
 
 
+def part() -> None:
+    """Leave the other processes: from here on each works, or ends, on its own."""
+    if jax.process_count() > 1:
+        meet("part")
+        jax.distributed.shutdown()
+
+
 def meet(name: str) -> None:
     """Wait until every process has come here."""
     if jax.process_count() > 1:

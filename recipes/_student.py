@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 from _compare import compare, feature_network
-from _machine import first, start
+from _machine import first, part, start
 from _options import WEIGHTINGS, Config, filled
 from _rows import Row, teacher_rows
 from _runs import claim
@@ -140,6 +140,7 @@ def run_student(
         guidance=asked,
         key=keys[2],
     )
+    part()
     if not first():
         return run
     rows = [

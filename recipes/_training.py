@@ -18,6 +18,8 @@ from jax.sharding import Mesh
 
 import mcmeqx as mc
 
+_EVERY = 10
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -113,13 +115,14 @@ def train(
             mesh=plan.mesh,
         )
         seen = _seen(name, run, learner, state, images, plan) if first() else []
+        board = _board(name, run, plan, begun)
         try:
             state = mc.fit(
                 learner,
                 state,
                 plan.batches(images, begun),
                 steps=plan.iterations,
-                callbacks=[*seen, pictures],
+                callbacks=[*seen, *board, pictures],
                 save=checkpoints.save,
                 save_every=every,
                 mesh=plan.mesh,
@@ -130,6 +133,8 @@ def train(
             ) from None
         finally:
             checkpoints.wait()
+            for writer in board:
+                writer.close()
         ema = mc.gathered(state.ema, plan.mesh)
         if first():
             mc.save_model(done, ema)
@@ -149,18 +154,21 @@ def _seen(name, run, learner, state, images, plan: Plan) -> list[mc.Callback]:
     """What a person sees of training beside the pictures."""
     begun = int(state.step)
     log = run / f"{name}.jsonl"
-    every = min(10, plan.iterations)
     flops = plan.batch_size * learner.flops(state, images.take(range(1)))
     peak = plan.mesh.size * mc.matmul_peak(state.model.dtype)
-    seen = [
+    return [
         mc.Speed(batch_size=plan.batch_size, flops=flops, peak=peak),
         mc.ProgressBar(name, steps=plan.iterations, start=begun),
-        mc.JsonLines(log, every=every, steps=plan.iterations, start=begun),
+        mc.JsonLines(log, every=_EVERY, steps=plan.iterations, start=begun),
     ]
-    if mc.TensorBoard.installed():
-        folder = run / "tensorboard" / name
-        seen.append(mc.TensorBoard(folder, every=every, start=begun))
-    return seen
+
+
+def _board(name: str, run: Path, plan: Plan, begun: int) -> list[mc.TensorBoard]:
+    """TensorBoard's writer, where its extra is installed."""
+    if not first() or not mc.TensorBoard.installed():
+        return []
+    folder = run / "tensorboard" / name
+    return [mc.TensorBoard(folder, every=min(_EVERY, plan.iterations), start=begun)]
 
 
 def _last_words(

@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import json
 import shutil
 import sys
@@ -58,6 +59,13 @@ def moved(config):
     return eqx.combine(arrays, static)
 
 
+SLOWER = [
+    pytest.param(name, marks=pytest.mark.slow)
+    for name in ("guided", "stochastic", "uvit")
+]
+
+
+@functools.cache
 def models():
     half = Cosine(-10.0, 10.0)
     return {
@@ -83,7 +91,7 @@ def save_step(folder, model, step):
         manager.save(step, args=items)
 
 
-@pytest.mark.parametrize("name", models())
+@pytest.mark.parametrize("name", ["mlp", "taking a scale", "uvit"])
 def test_a_model_comes_back_from_each_kind_of_file(tmp_path, name):
     model = models()[name]
     assert jax.tree.structure(rebuild(describe(model))) == jax.tree.structure(model)
@@ -123,6 +131,7 @@ def test_a_part_that_is_not_the_librarys_is_named(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["gain.eqx"]
 
 
+@pytest.mark.slow
 def test_the_field_that_differs_is_named_and_dropout_may(tmp_path):
     path, model = tmp_path / "a.eqx", models()["uvit"]
     save_model(path, model)
@@ -144,6 +153,7 @@ def test_the_field_that_differs_is_named_and_dropout_may(tmp_path):
         load_model(path, dataclasses.replace(model, schedule=Cosine()))
 
 
+@pytest.mark.slow
 def test_a_file_of_before_a_field_existed_has_its_default(tmp_path):
     path, model = tmp_path / "a.eqx", models()["uvit"]
     save_model(path, model)
@@ -224,7 +234,7 @@ def test_what_is_no_checkpoint_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("batch_size", [None, 5])
-@pytest.mark.parametrize("name", ["mlp", "guided", "stochastic", "uvit"])
+@pytest.mark.parametrize("name", ["mlp", *SLOWER])
 def test_an_exported_sampler_samples_as_generate_does(tmp_path, name, batch_size):
     config = UVIT if name == "uvit" else MLP
     model = Denoiser(moved(config), Cosine())

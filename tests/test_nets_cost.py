@@ -50,6 +50,7 @@ def with_remat(config):
     return dataclasses.replace(config, remat=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [U, U_OF_TRANSFORMERS], ids=["u", "transformers"])
 def test_rematerialised_blocks_have_the_same_values_and_gradients(config):
     z = jax.random.normal(jax.random.key(1), (3, 8, 8), jnp.float64)
@@ -93,6 +94,7 @@ def test_rematerialised_blocks_hand_little_to_the_backward_pass(config, factor):
     assert kept(config) - parameters > factor * (kept(with_remat(config)) - parameters)
 
 
+@pytest.mark.slow
 def test_a_rematerialised_trunk_needs_less_than_a_fourth_of_the_memory():
     def temporary(config):
         loss, arguments = loss_and_arguments(config)

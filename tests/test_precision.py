@@ -107,6 +107,7 @@ def test_products_are_bfloat16_and_sums_float32_forward_and_backward(name):
         assert terms <= 2 or dtypes(equation) == {jnp.dtype("float32")}, equation
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("as_users_run")
 @denoisers
 def test_a_bfloat16_denoiser_is_within_rounding_of_a_float32_one(name):

@@ -404,6 +404,7 @@ def test_bad_options_of_the_teacher_leave_no_folder(changes, message):
     assert not Path("teacher").exists()
 
 
+@pytest.mark.slow
 def test_interpolation_turns_unit_noise_into_unit_noise(monkeypatch, capsys):
     rng = np.random.default_rng(0)
     a, b = rng.standard_normal((2, 20_000))
@@ -432,4 +433,75 @@ def test_interpolation_turns_unit_noise_into_unit_noise(monkeypatch, capsys):
     with pytest.raises(ValueError, match="rows is at most"):
         interpolate.main(
             interpolate.Config(**options | {"rows": 99, "out": Path("b.png")})
+        )
+
+
+class Explodes(mc.AbstractLoss):
+    """The loss is not finite from the fourth step on."""
+
+    def __call__(self, model, example, *, step, key):
+        out = jnp.sum(model(example.x, 0.5) ** 2)
+        value = jnp.where(step >= 3, jnp.float32(jnp.nan), 1.0) * out
+        return value, {"loss": value}
+
+
+def stage(run: Path, images, **changes):
+    """A stage of forty steps of a loss that dies."""
+    plan = _training.Plan(40, 8, 1e-2, 0.9, 0, Machine(), mc.make_mesh())
+    run.mkdir(exist_ok=True)
+    return _training.train(
+        "m",
+        run,
+        Explodes(),
+        mc.Denoiser(Gain(jnp.float32(0.1)), mc.Cosine()),
+        images,
+        dataclasses.replace(plan, **changes),
+        grid=mc.uniform_grid(2),
+        key=jax.random.key(0),
+    )
+
+
+def test_a_run_that_dies_leaves_a_capsule_and_the_command_that_opens_it(
+    few_images, capsys, monkeypatch
+):
+    monkeypatch.setattr(sys, "argv", ["cd_imagenet64.py", "--steps", "2"])
+    run = Path("dying")
+    with pytest.raises(SystemExit) as stopped:
+        stage(run, few_images)
+    assert stopped.value.code == 1
+    capsule = run / "m_capsule.npz"
+    told = capsys.readouterr().err
+    assert f"python cd_imagenet64.py --steps 2 --replay {capsule}" in told
+    with np.load(capsule) as stored:
+        step = int(stored["step"])
+        batches = mc.data.batches(few_images, batch_size=8, seed=0, start=step - 1)
+        np.testing.assert_array_equal(stored["x"], next(batches).x)
+    assert not (run / "m.eqx").exists()
+    with pytest.raises(SystemExit) as replayed:
+        stage(run, few_images, replay=capsule)
+    lines = str(replayed.value.code).splitlines()
+    assert lines[0].startswith(f"step {step}:")
+    assert sum("not finite" in line for line in lines) == 8
+    with pytest.raises(ValueError, match="is no capsule"):
+        stage(run, few_images, replay=run / "m.jsonl")
+    with pytest.raises(ValueError, match="newest checkpoint of step 0"):
+        stage(Path("empty"), few_images, replay=capsule)
+
+
+def test_training_draws_samples_and_logs_speed_as_it_goes(few_images):
+    train_gain("seen", few_images)
+    pictures = sorted(p.name for p in Path("seen/m_samples").iterdir())
+    assert pictures == [f"{step:08d}.png" for step in range(1, 10)]
+    last = json.loads(Path("seen/m.jsonl").read_text().splitlines()[-1])
+    assert last["images_per_second"] > 0
+    assert last["step"] == 9
+
+
+def test_a_finished_run_goes_on_with_another_mesh_and_memory(few_images):
+    table = cd_imagenet64.main(tiny_config())
+    other = Machine(accumulate=2, remat=True)
+    assert cd_imagenet64.main(tiny_config(machine=other)) == table
+    with pytest.raises(ValueError, match=r"training\.precision=float32"):
+        cd_imagenet64.main(
+            tiny_config(training=Training(iterations=3, precision="bfloat16"))
         )

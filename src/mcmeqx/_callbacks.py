@@ -119,7 +119,7 @@ class TensorBoard:
         from tensorboardX import SummaryWriter
 
         self.every = every
-        self._writer = SummaryWriter(str(folder), purge_step=start + 1)
+        self._writer = SummaryWriter(str(folder), purge_step=start + 1, flush_secs=10)
 
     @staticmethod
     def installed() -> bool:
@@ -131,4 +131,7 @@ class TensorBoard:
         if step % self.every == 0:
             for name, value in metrics.items():
                 self._writer.add_scalar(name, value, step)
-            self._writer.flush()
+
+    def close(self) -> None:
+        """Write what is still on its way."""
+        self._writer.close()

@@ -1,0 +1,94 @@
+"""Operations counted by hand, layer by layer, and by XLA where nothing is scanned."""
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+
+from mcmeqx import (
+    Cosine,
+    Denoiser,
+    DiffusionLoss,
+    Example,
+    Learner,
+    count_flops,
+    matmul_peak,
+)
+from mcmeqx.nets import MLPConfig
+
+A, B, W = (jnp.ones(s, jnp.float32) for s in ((5, 7), (7, 3), (3, 3, 4, 8)))
+IMAGE = jnp.ones((2, 6, 6, 4), jnp.float32)
+
+
+def convolve(x, w):
+    return jax.lax.conv_general_dilated(
+        x, w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+def scanned(a):
+    return jax.lax.scan(lambda h, _: (jnp.tanh(h @ a), None), a, None, length=9)[0]
+
+
+SQUARE = jnp.ones((4, 4), jnp.float32)
+
+
+@pytest.mark.parametrize(
+    ("function", "arguments", "expected"),
+    [
+        (jnp.matmul, (A, B), 2 * 5 * 7 * 3),
+        (jax.jit(jnp.matmul), (A, B), 2 * 5 * 7 * 3),
+        (lambda a, b: jnp.tanh(a + b), (A, A), 0),
+        (convolve, (IMAGE, W), 2 * 2 * 36 * 9 * 4 * 8),
+        (scanned, (SQUARE,), 9 * 2 * 4**3),
+        (jax.checkpoint(scanned), (SQUARE,), 9 * 2 * 4**3),
+        (jax.vmap(jnp.matmul), (jnp.ones((6, 2, 3)), jnp.ones((6, 3, 5))), 6 * 60),
+        (
+            lambda a: jax.lax.cond(True, lambda b: b @ b, lambda b: b, a),
+            (SQUARE,),
+            2 * 4**3,
+        ),
+    ],
+)
+def test_products_convolutions_and_loops_are_counted_by_hand(
+    function, arguments, expected
+):
+    assert count_flops(function, *arguments) == expected
+    shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), arguments)
+    assert count_flops(function, *shapes) == expected
+
+
+def test_the_gradient_of_a_product_and_of_a_convolution_costs_twice_as_much():
+    def dense(a):
+        return jnp.sum(jnp.matmul(a, B) ** 2)
+
+    def conv(w):
+        return jnp.sum(convolve(IMAGE, w) ** 2)
+
+    assert count_flops(jax.value_and_grad(dense), A) == 2 * 2 * 5 * 7 * 3
+    cost = 2 * 2 * 36 * 9 * 4 * 8
+    # The convolution's own gradient pads: more taps are counted than forward.
+    assert cost * 2 <= count_flops(jax.value_and_grad(conv), W) <= cost * 3.5
+
+
+def test_a_training_step_of_an_mlp_is_what_xla_counts(as_users_run):
+    width, rows = 64, 8
+    network = MLPConfig(8, width, 3, embedding=64).build(key=jax.random.key(0))
+    learner = Learner(DiffusionLoss(), optax.sgd(1.0))
+    state = learner.init(Denoiser(network, Cosine()), key=jax.random.key(1))
+    batch = Example(jnp.ones((rows, 8), jnp.float32))
+    found = learner.flops(state, batch)
+
+    def loss(model):
+        keys = jax.random.split(jax.random.key(2), rows)
+        one = jax.vmap(lambda x, k: learner.loss(model, Example(x), step=0, key=k)[0])
+        return jnp.mean(one(batch.x, keys))
+
+    compiled = jax.jit(jax.grad(loss)).lower(state.model).compile()
+    # XLA counts elementwise work too, which such narrow layers have much of.
+    xla = compiled.cost_analysis()["flops"]
+    assert 0.6 * xla < found < 1.03 * xla
+
+
+def test_the_measured_peak_is_one_that_a_machine_can_have():
+    assert 1e8 < matmul_peak() < 1e16
