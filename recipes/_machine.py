@@ -4,7 +4,7 @@ Nothing here is part of what a run is: a run may go on with other values of thes
 """
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import jax
 from jax.experimental import multihost_utils
@@ -37,24 +37,26 @@ class Hosts:
 
 
 @dataclass(frozen=True)
-class Machine:
-    """Devices, hosts and memory; a run may go on with others."""
+class Memory:
+    """What to do where a step does not fit; it stays the same step."""
 
-    mesh: Mesh = field(default_factory=Mesh)
-    hosts: Hosts = field(default_factory=Hosts)
     accumulate: int = 1
-    """Parts of a batch that follow one another, to save memory."""
+    """Parts of a batch that follow one another."""
     remat: bool = False
-    """Compute activations again in the backward pass, to save memory."""
+    """Compute activations again in the backward pass."""
 
 
-def start(machine: Machine) -> DeviceMesh:
+MACHINE = ("mesh", "hosts", "memory")
+"""Fields of a recipe's options that a run may go on with other values of."""
+
+
+def start(mesh: Mesh, hosts: Hosts) -> DeviceMesh:
     """Join the other processes, keep compiled programs on disk, and give the mesh."""
-    mc.connect(machine.hosts.coordinator, machine.hosts.count, machine.hosts.index)
+    mc.connect(hosts.coordinator, hosts.count, hosts.index)
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         folder = mc.data.cache_folder() / "xla"
         jax.config.update("jax_compilation_cache_dir", str(folder))
-    return mc.make_mesh(machine.mesh.data, machine.mesh.fsdp)
+    return mc.make_mesh(mesh.data, mesh.fsdp)
 
 
 def first() -> bool:

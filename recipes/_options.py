@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from _machine import Machine
+from _machine import Hosts, Memory, Mesh
 from _runs import fill
 from _stages import Preset
 
@@ -72,7 +72,9 @@ class Config:
     """Seed of weights, data order and training noise."""
     training: Training = field(default_factory=Training)
     evaluation: Evaluation = field(default_factory=Evaluation)
-    machine: Machine = field(default_factory=Machine)
+    mesh: Mesh = field(default_factory=Mesh)
+    hosts: Hosts = field(default_factory=Hosts)
+    memory: Memory = field(default_factory=Memory)
     replay: Path | None = None
     """Look into the capsule of a run that stopped, with the command that made it."""
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 from _compare import compare, feature_network
-from _machine import first, part, start
+from _machine import MACHINE, first, part, start
 from _options import WEIGHTINGS, Config, filled
 from _rows import Row, teacher_rows
 from _runs import claim
@@ -47,8 +47,8 @@ def _plans(config: Config, plan: Any, preset: Preset, mesh: Mesh) -> tuple[Plan,
     shared: dict[str, Any] = {
         "batch_size": options.batch_size,
         "ema_decay": preset.ema_decay,
-        "machine": config.machine,
         "mesh": mesh,
+        "accumulate": config.memory.accumulate,
         "flip": preset.flip,
         "replay": config.replay,
     }
@@ -82,12 +82,12 @@ def run_student(
     in the table too. With a `guidance_range` the student takes the scale as an input,
     and is measured at that of `guidance`.
     """
-    mesh = start(config.machine)
+    mesh = start(config.mesh, config.hosts)
     segments = mc.Segments(config.steps)
     preset, images = load(config.data_dir)
     plan = filled(config, preset, kind, *named)
     preset = with_label_dropout(preset, plan.training.label_dropout)
-    preset = computed(preset, plan.training.precision, config.machine.remat)
+    preset = computed(preset, plan.training.precision, config.memory.remat)
     teacher_plan, student_plan = _plans(config, plan, preset, mesh)
     if guidance is not None and not plan.training.label_dropout:
         raise ValueError(
@@ -105,7 +105,7 @@ def run_student(
         )
     scale: Any = None if guidance is None else guidance.scale
     asked = None if guidance_range is None else scale
-    later = ("evaluation", "machine", "replay")
+    later = ("evaluation", *MACHINE, "replay")
     later += () if asked is None else ("guidance",)
     run = claim(plan.out, kind, plan, *later, teacher_sha256=sha256)
     keys = jax.random.split(jax.random.key(plan.seed), 3)

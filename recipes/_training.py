@@ -12,7 +12,7 @@ import jax
 import optax
 from _capsule import replay, save_capsule
 from _grids import Grids
-from _machine import Machine, first, meet
+from _machine import first, meet
 from _runs import at_least, positive
 from jax.sharding import Mesh
 
@@ -30,8 +30,8 @@ class Plan:
     learning_rate: float
     ema_decay: float
     seed: int
-    machine: Machine
     mesh: Mesh
+    accumulate: int = 1
     flip: bool = False
     """Mirror half of the images."""
     replay: Path | None = None
@@ -42,7 +42,7 @@ class Plan:
         at_least(1, iterations=self.iterations)
         at_least(0, seed=self.seed)
         positive(learning_rate=self.learning_rate)
-        mc.check_batch_size(self.batch_size, self.mesh, self.machine.accumulate)
+        mc.check_batch_size(self.batch_size, self.mesh, self.accumulate)
         self.learner(mc.DiffusionLoss())
 
     def learner(self, loss: mc.AbstractLoss) -> mc.Learner:
@@ -53,8 +53,7 @@ class Plan:
         )
         adam = optax.adam(rate, b1=0.9, b2=0.99, eps=1e-12)
         optimizer = optax.chain(optax.clip_by_global_norm(1.0), adam)
-        accumulate = self.machine.accumulate
-        return mc.Learner(loss, optimizer, self.ema_decay, accumulate)
+        return mc.Learner(loss, optimizer, self.ema_decay, self.accumulate)
 
     def batches(self, images: mc.data.Images, start: int) -> Iterator[mc.Example]:
         """This process's share of the batches from step `start` on."""

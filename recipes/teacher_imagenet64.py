@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 import jax
-from _machine import Machine, start
+from _machine import MACHINE, Hosts, Memory, Mesh, start
 from _runs import claim, fill
 from _stages import computed, load, new_denoiser, start_from, with_label_dropout
 from _training import Plan, train
@@ -51,14 +51,16 @@ class Config:
     float32 on emoji and bfloat16 on ImageNet."""
     seed: int = 0
     """Seed of weights, data order and noise."""
-    machine: Machine = field(default_factory=Machine)
+    mesh: Mesh = field(default_factory=Mesh)
+    hosts: Hosts = field(default_factory=Hosts)
+    memory: Memory = field(default_factory=Memory)
     replay: Path | None = None
     """Look into the capsule of a run that stopped, with the command that made it."""
 
 
 def main(config: Config) -> Path:
     """Train, or resume, and return the model file."""
-    mesh = start(config.machine)
+    mesh = start(config.mesh, config.hosts)
     preset, images = load(config.data_dir, config.emoji64_dir)
     plan = fill(
         config,
@@ -71,15 +73,15 @@ def main(config: Config) -> Path:
     )
     loss = mc.DiffusionLoss(label_dropout=plan.label_dropout)
     preset = with_label_dropout(preset, plan.label_dropout)
-    preset = computed(preset, plan.precision, config.machine.remat)
+    preset = computed(preset, plan.precision, config.memory.remat)
     training = Plan(
         plan.iterations,
         plan.batch_size,
         plan.learning_rate,
         plan.ema_decay,
         plan.seed,
-        config.machine,
         mesh,
+        config.memory.accumulate,
         preset.flip,
         config.replay,
     )
@@ -88,7 +90,7 @@ def main(config: Config) -> Path:
         model = new_denoiser(preset, network_key)
     else:
         model = start_from(plan.start_from, preset)
-    run = claim(plan.out, "teacher", plan, "machine", "replay")
+    run = claim(plan.out, "teacher", plan, *MACHINE, "replay")
     grid = mc.uniform_grid(32)
     train("teacher", run, loss, model, images, training, grid=grid, key=key)
     print(f"teacher: {run / 'teacher.eqx'}")

@@ -1,5 +1,6 @@
 """One run on many meshes, in two processes, and on other devices than it began on."""
 
+import csv
 import os
 import socket
 import subprocess
@@ -104,3 +105,18 @@ def test_arrays_are_split_by_the_rule_and_short_ones_are_whole():
 def test_a_mesh_that_does_not_fit_is_refused(data, fsdp, message):
     with pytest.raises(ValueError, match=message):
         mc.make_mesh(data, fsdp)
+
+
+def test_a_step_of_the_small_preset_compiles_ahead_and_each_device_has_its_share(
+    tmp_path,
+):
+    script = PROGRAM.parents[1] / "benchmarks" / "memory.py"
+    table = tmp_path / "memory.csv"
+    command = [sys.executable, str(script), "--network", "imagenet64_small"]
+    subprocess.run([*command, "--out", str(table)], check=True, timeout=400)
+    (row,) = csv.DictReader(table.read_text().splitlines())
+    # Student, average, two moments and teacher, four bytes a parameter.
+    total = 5 * 4 * int(row["parameters"])
+    assert int(row["state_and_teacher_bytes"]) == pytest.approx(total, rel=1e-6)
+    assert int(row["arguments_bytes_a_device"]) == pytest.approx(total / 8, rel=0.01)
+    assert int(row["temporary_bytes_a_device"]) < 16e9

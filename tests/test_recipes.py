@@ -25,7 +25,7 @@ import cd_imagenet64
 import ct_imagenet64
 import interpolate
 import teacher_imagenet64
-from _machine import Machine
+from _machine import Memory, Mesh
 from _options import Config, Evaluation, Training
 
 pytestmark = pytest.mark.usefixtures("as_users_run", "tiny_demo")
@@ -154,14 +154,13 @@ class Gain(AbstractNetwork):
 def train_gain(folder: str, images, ema_decay: float = 0.9) -> bytes:
     run = Path(folder)
     run.mkdir(exist_ok=True)
-    machine = Machine()
     _training.train(
         "m",
         run,
         mc.DiffusionLoss(),
         mc.Denoiser(Gain(jnp.float32(0.1)), mc.Cosine()),
         images,
-        _training.Plan(9, 8, 1e-2, ema_decay, 0, machine, mc.make_mesh()),
+        _training.Plan(9, 8, 1e-2, ema_decay, 0, mc.make_mesh()),
         grid=mc.uniform_grid(2),
         key=jax.random.key(0),
     )
@@ -447,7 +446,7 @@ class Explodes(mc.AbstractLoss):
 
 def stage(run: Path, images, **changes):
     """A stage of forty steps of a loss that dies."""
-    plan = _training.Plan(40, 8, 1e-2, 0.9, 0, Machine(), mc.make_mesh())
+    plan = _training.Plan(40, 8, 1e-2, 0.9, 0, mc.make_mesh())
     run.mkdir(exist_ok=True)
     return _training.train(
         "m",
@@ -499,8 +498,8 @@ def test_training_draws_samples_and_logs_speed_as_it_goes(few_images):
 
 def test_a_finished_run_goes_on_with_another_mesh_and_memory(few_images):
     table = cd_imagenet64.main(tiny_config())
-    other = Machine(accumulate=2, remat=True)
-    assert cd_imagenet64.main(tiny_config(machine=other)) == table
+    other = {"mesh": Mesh(data=2, fsdp=2), "memory": Memory(2, remat=True)}
+    assert cd_imagenet64.main(tiny_config(**other)) == table
     with pytest.raises(ValueError, match=r"training\.precision=float32"):
         cd_imagenet64.main(
             tiny_config(training=Training(iterations=3, precision="bfloat16"))

@@ -75,6 +75,7 @@ from mcmeqx._sharding import gathered as gathered
 from mcmeqx._sharding import local_rows as local_rows
 from mcmeqx._sharding import make_mesh as make_mesh
 from mcmeqx._sharding import place as place
+from mcmeqx._sharding import place_shapes as place_shapes
 from mcmeqx._step import MeasuredVariance as MeasuredVariance
 from mcmeqx._step import addim as addim
 from mcmeqx._step import addim_x as addim_x

@@ -82,6 +82,17 @@ def place(tree: Tree, mesh: Mesh) -> Tree:
     return eqx.combine(placed, static)
 
 
+def place_shapes(tree: Tree, mesh: Mesh) -> Tree:
+    """A tree of shapes with the places that `place` would give its arrays."""
+
+    def one(leaf: Any, where: NamedSharding | None) -> Any:
+        if where is None:
+            return leaf
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+
+    return jax.tree.map(one, tree, shardings(tree, mesh), is_leaf=lambda a: a is None)
+
+
 def _share(array: jax.Array, sharding: NamedSharding) -> jax.Array:
     """A copy of an array that every process has, or shares already, so placed."""
     if not array.is_fully_addressable:

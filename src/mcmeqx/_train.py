@@ -81,6 +81,24 @@ class Learner(eqx.Module):
         """
         return _step((self, batch), state)
 
+    def compiled(self, state: TrainState, batch: Example) -> Any:
+        """A step's program compiled ahead of time, for its memory and cost analysis.
+
+        A `jax.stages.Compiled`. Arrays, in the learner too, may be shapes with their
+        places: nothing is allocated.
+        """
+
+        def is_shape(leaf: Any) -> bool:
+            return eqx.is_array(leaf) or isinstance(leaf, jax.ShapeDtypeStruct)
+
+        given, fixed = eqx.partition(((self, batch), state), is_shape)
+
+        def step(inputs: Any, state: Any) -> Any:
+            full = eqx.combine((inputs, state), fixed)
+            return eqx.filter(_update(*full), eqx.is_array)
+
+        return jax.jit(step, donate_argnums=1).lower(*given).compile()
+
     def flops(self, state: TrainState, batch: Example) -> int:
         """Operations of loss and gradient on this batch, see `count_flops`."""
         return count_flops(
@@ -152,8 +170,7 @@ def _means(learner: Learner, state: TrainState, batch: Example) -> _Means:
     return jax.tree.map(lambda a: a / parts, total)
 
 
-@eqx.filter_jit(donate="all-except-first")
-def _step(inputs: tuple[Learner, Example], state: TrainState):
+def _update(inputs: tuple[Learner, Example], state: TrainState):
     learner, batch = inputs
     means = _means(learner, state, batch)
     grad_norm = optax.tree.norm(means.grads)
@@ -182,6 +199,9 @@ def _step(inputs: tuple[Learner, Example], state: TrainState):
         TrainState(state.step + 1, model, ema, opt_state, state.key, skipped),
         metrics | {"loss": means.loss},
     )
+
+
+_step = eqx.filter_jit(_update, donate="all-except-first")
 
 
 def _choose(first: Bool[Array, ""], yes: Any, no: Any) -> Any:

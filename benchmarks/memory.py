@@ -1,0 +1,132 @@
+"""Bytes a device of a training step, from the compiled program; nothing is allocated.
+
+    python benchmarks/memory.py --network imagenet64_large --devices 8 --fsdp 8
+
+The step is that of consistency distillation: student, average, Adam's moments and
+teacher, with gradients. CPU devices stand in for accelerators, whose compilers pack
+temporary memory otherwise; arguments are the same everywhere.
+"""
+
+import argparse
+import csv
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+COLUMNS = (
+    "network",
+    "parameters",
+    "devices",
+    "data",
+    "fsdp",
+    "batch_size",
+    "accumulate",
+    "remat",
+    "precision",
+    "state_and_teacher_bytes",
+    "arguments_bytes_a_device",
+    "temporary_bytes_a_device",
+    "compile_seconds",
+)
+
+
+def parse() -> argparse.Namespace:
+    """The options."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--network", default="imagenet64_large")
+    parser.add_argument("--devices", type=int, default=8, help="fake CPU devices")
+    parser.add_argument("--fsdp", type=int, default=8)
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--accumulate", type=int, default=1)
+    parser.add_argument("--no-remat", action="store_true")
+    parser.add_argument("--precision", default="bfloat16")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/memory.csv"))
+    return parser.parse_args()
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """One row of the table."""
+    import dataclasses
+
+    import equinox as eqx
+    import jax
+    import jax.numpy as jnp
+    import optax
+    from jax.sharding import NamedSharding, PartitionSpec
+
+    import mcmeqx as mc
+
+    mesh = mc.make_mesh(fsdp=options.fsdp)
+    remat = not options.no_remat
+    config = dataclasses.replace(getattr(mc.nets, options.network), remat=remat)
+
+    def build(key: jax.Array) -> tuple[mc.Learner, mc.TrainState]:
+        network = config.build(key=key)
+        model = mc.Denoiser(network, mc.Cosine(), dtype=jnp.dtype(options.precision))
+        loss = mc.MultistepConsistencyLoss(
+            mc.DistillationTeacher(model), mc.Segments(8)
+        )
+        learner = mc.Learner(loss, optax.adam(1e-4), accumulate=options.accumulate)
+        return learner, learner.init(model, key=key)
+
+    shapes = eqx.filter_eval_shape(build, jax.random.key(0))
+    placed = mc.place_shapes(shapes, mesh)
+    side = config.image_size
+    rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+    image: Any = jax.ShapeDtypeStruct(
+        (options.batch_size, 3, side, side), jnp.float32, sharding=rows
+    )
+    label: Any = jax.ShapeDtypeStruct((options.batch_size,), jnp.int32, sharding=rows)
+    batch = mc.Example(image, label)
+    learner, state = placed
+    begun = time.perf_counter()
+    with jax.set_mesh(mesh):
+        compiled = learner.compiled(state, batch)
+    memory = compiled.memory_analysis()
+    leaves = [a for a in jax.tree.leaves(shapes) if isinstance(a, jax.ShapeDtypeStruct)]
+    total = sum(a.size * a.dtype.itemsize for a in leaves if a.dtype == jnp.float32)
+    parameters = sum(
+        a.size
+        for a in jax.tree.leaves(shapes[1].model)
+        if isinstance(a, jax.ShapeDtypeStruct)
+    )
+    return {
+        "network": options.network,
+        "parameters": parameters,
+        "devices": options.devices,
+        "data": mesh.shape["data"],
+        "fsdp": mesh.shape["fsdp"],
+        "batch_size": options.batch_size,
+        "accumulate": options.accumulate,
+        "remat": str(remat),
+        "precision": options.precision,
+        "state_and_teacher_bytes": total,
+        "arguments_bytes_a_device": memory.argument_size_in_bytes,
+        "temporary_bytes_a_device": memory.temp_size_in_bytes,
+        "compile_seconds": f"{time.perf_counter() - begun:.1f}",
+    }
+
+
+def main() -> None:
+    """Measure, print, and add a row to the table."""
+    options = parse()
+    flags = os.environ.get("XLA_FLAGS", "")
+    fake = f"--xla_force_host_platform_device_count={options.devices}"
+    os.environ["XLA_FLAGS"] = f"{flags} {fake}"
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    row = measure(options)
+    new = not options.out.exists()
+    with options.out.open("a", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        if new:
+            writer.writeheader()
+        writer.writerow(row)
+    for name, value in row.items():
+        print(
+            f"{name:28} {value:,}" if isinstance(value, int) else f"{name:28} {value}"
+        )
+
+
+if __name__ == "__main__":
+    main()
