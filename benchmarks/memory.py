@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-COLUMNS = (
+COLUMNS: tuple[str, ...] = (
     "network",
     "parameters",
     "devices",
@@ -33,7 +33,7 @@ COLUMNS = (
 
 def parse() -> argparse.Namespace:
     """The options."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Bytes a device of a training step")
     parser.add_argument("--network", default="imagenet64_large")
     parser.add_argument("--devices", type=int, default=8, help="fake CPU devices")
     parser.add_argument("--fsdp", type=int, default=8)

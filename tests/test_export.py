@@ -91,7 +91,13 @@ def save_step(folder, model, step):
         manager.save(step, args=items)
 
 
-@pytest.mark.parametrize("name", ["mlp", "taking a scale", "uvit"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "uvit",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("mlp", "taking a scale")),
+    ],
+)
 def test_a_model_comes_back_from_each_kind_of_file(tmp_path, name):
     model = models()[name]
     assert jax.tree.structure(rebuild(describe(model))) == jax.tree.structure(model)

@@ -196,7 +196,7 @@ def test_losses_and_target_norms_are_averaged_within_each_segment():
     )
 
 
-@pytest.mark.parametrize("parts", [2, 4])
+@pytest.mark.parametrize("parts", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_accumulated_parts_give_the_step_of_the_whole_batch(parts):
     whole, split = learner(), learner(accumulate=parts)
     first, second = start(whole), start(split)
@@ -235,6 +235,7 @@ def test_the_next_batch_is_put_on_the_devices_before_a_step_is_asked_for(monkeyp
     assert order == ["batch", "batch", *["step", "batch"] * 2, "step", "step"]
 
 
+@pytest.mark.slow
 def test_one_device_does_what_four_do():
     made, data = learner(), batches(3)
     four = fit(made, start(made), data, steps=3)

@@ -93,7 +93,13 @@ def with_parts(config, null_class, guidance_input):
 @pytest.mark.parametrize(
     "asked", [*itertools.product([False, True], repeat=2)], ids=str
 )
-@pytest.mark.parametrize("config", [NETWORKS[i][0] for i in (1, 3)], ids=["mlp", "uv"])
+@pytest.mark.parametrize(
+    "config",
+    [
+        pytest.param(NETWORKS[1][0], id="mlp"),
+        pytest.param(NETWORKS[3][0], id="uv", marks=pytest.mark.slow),
+    ],
+)
 def test_a_network_has_the_structure_that_its_config_builds(config, asked):
     plain = eqx.filter_jit(lambda key: config.build(key=key))(KEY)
     model = Denoiser(plain, Cosine())

@@ -69,6 +69,7 @@ def rows_of(table: Path) -> list[dict]:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_cd_makes_table_picture_and_checkpoints_then_finishes_again(
     capsys, monkeypatch
 ):
@@ -496,6 +497,7 @@ def test_training_draws_samples_and_logs_speed_as_it_goes(few_images):
     assert last["step"] == 9
 
 
+@pytest.mark.slow
 def test_a_finished_run_goes_on_with_another_mesh_and_memory(few_images):
     table = cd_imagenet64.main(tiny_config())
     other = {"mesh": Mesh(data=2, fsdp=2), "memory": Memory(2, remat=True)}
