@@ -1,0 +1,83 @@
+"""When a process joins others, and with what it asks JAX to do so."""
+
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+from mcmeqx import connect
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "recipes"))
+
+import _machine
+
+LAUNCHERS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "TPU_WORKER_HOSTNAMES")
+
+
+@pytest.fixture
+def joined(monkeypatch):
+    """Calls of jax.distributed.initialize, on a machine without a launcher."""
+    calls = []
+    for name in LAUNCHERS:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *a: calls.append(a))
+    before = jax.config.jax_cpu_collectives_implementation
+    yield calls
+    jax.config.update("jax_cpu_collectives_implementation", before)
+
+
+def test_a_process_on_its_own_joins_nobody(joined, monkeypatch):
+    connect()
+    for name, value in zip(LAUNCHERS, ("1", "1", "one-host"), strict=True):
+        monkeypatch.setenv(name, value)
+    connect()
+    assert joined == []
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [*zip(LAUNCHERS, ("4", "2", "host-0,host-1"), strict=True)],
+)
+def test_a_launcher_of_several_processes_is_left_to_jax(
+    joined, monkeypatch, name, value
+):
+    monkeypatch.setenv(name, value)
+    connect()
+    assert joined == [(None, None, None)]
+
+
+def test_processes_that_are_told_who_they_are_join(joined):
+    connect("localhost:1234", 2, 1)
+    assert joined == [("localhost:1234", 2, 1)]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (("localhost:1", None, None), "together or none of them"),
+        ((None, 2, 0), "together or none of them"),
+        (("localhost:1", 2, 2), r"index is a process in \[0, 2\), got 2"),
+    ],
+)
+def test_half_an_address_is_refused(joined, given, message):
+    with pytest.raises(ValueError, match=message):
+        connect(*given)
+    assert joined == []
+
+
+def test_recipes_keep_compiled_programs_unless_told_where(
+    joined, monkeypatch, tmp_path
+):
+    before = jax.config.jax_compilation_cache_dir
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "mine"))
+    try:
+        _machine.start(_machine.Mesh(), _machine.Hosts())
+        assert jax.config.jax_compilation_cache_dir == before
+        monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+        mesh = _machine.start(_machine.Mesh(fsdp=2), _machine.Hosts())
+        assert jax.config.jax_compilation_cache_dir == str(tmp_path / "mcmeqx" / "xla")
+        assert dict(mesh.shape) == {"data": 2, "fsdp": 2}
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
