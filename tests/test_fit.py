@@ -118,6 +118,12 @@ def test_a_run_that_does_not_recover_stops_and_hands_over_the_batch():
     assert np.isnan(norms).all()
 
 
+def test_a_run_that_recovers_each_time_goes_on_to_its_end():
+    made = learner(Exploding((0, 1, 3, 4, 6, 7)))
+    state = fit(made, start(made), batches(9), steps=9, patience=3)
+    assert (int(state.step), int(state.skipped)) == (9, 6)
+
+
 def test_examine_sees_each_example_as_the_step_does():
     made, (batch,) = learner(), batches(1)
     losses, norms = made.examine(start(made), batch)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 PROGRAM = Path(__file__).with_name("program.py")
-STEPS = 150
+STEPS = 600
 OPTIONS = ("--devices", "2", "--fsdp", "2", "--steps", str(STEPS))
 SAVING = ("--save-every", "2", "--pause", "0.02")
 pytestmark = pytest.mark.slow
