@@ -113,7 +113,7 @@ def train(
             every=max(1, plan.iterations // 10),
             mesh=plan.mesh,
         )
-        seen = _seen(name, run, learner, state, images, plan) if first() else []
+        seen = _seen(name, run, learner, state, images, plan, begun) if first() else []
         board = _board(name, run, plan, begun)
         try:
             state = mc.fit(
@@ -149,9 +149,10 @@ def _config(run: Path) -> dict[str, Any] | None:
     return json.loads(path.read_text()) if path.exists() else None
 
 
-def _seen(name, run, learner, state, images, plan: Plan) -> list[mc.Callback]:
+def _seen(
+    name, run, learner, state, images, plan: Plan, begun: int
+) -> list[mc.Callback]:
     """What a person sees of training beside the pictures."""
-    begun = int(state.step)
     log = run / f"{name}.jsonl"
     flops = plan.batch_size * learner.flops(state, images.take(range(1)))
     peak = plan.mesh.size * mc.matmul_peak(state.model.dtype)

@@ -25,3 +25,18 @@ def as_users_run():
     """Float32 and standard promotion, as outside the tests: for optax and recipes."""
     with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"):
         yield
+
+
+@pytest.fixture
+def taken(monkeypatch):
+    """How many images each draw from an `Images` takes, as it goes on."""
+    from mcmeqx.data import Images
+
+    counts, real = [], Images.take
+
+    def take(self, indices):
+        counts.append(len(indices))
+        return real(self, indices)
+
+    monkeypatch.setattr(Images, "take", take)
+    return counts

@@ -70,7 +70,6 @@ def scalars(folder) -> list[tuple[int, str, float]]:
 
 
 def test_tensorboard_gets_every_scalar_of_every_so_many_steps(tmp_path):
-    pytest.importorskip("tensorboardX")
     board = TensorBoard(tmp_path, every=2)
     for step in range(1, 6):
         board(step, STATE, {"loss": 0.5 * step, "grad_norm": float(jnp.float32(step))})

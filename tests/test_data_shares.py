@@ -55,14 +55,7 @@ def test_together_processes_see_every_example_once_an_epoch():
     np.testing.assert_array_equal(counts, np.full(n, 2))
 
 
-def test_a_share_far_into_a_run_is_drawn_at_once(monkeypatch):
-    taken, real = [], Images.take
-
-    def take(self, indices):
-        taken.append(len(indices))
-        return real(self, indices)
-
-    monkeypatch.setattr(Images, "take", take)
+def test_a_share_far_into_a_run_is_drawn_at_once(taken):
     start = 10**12
     options = {"batch_size": 8, "seed": 7, "start": start, "stop": start + 2}
     shares = list(batches(ramps(11), **options, flip=True, process=1, processes=2))

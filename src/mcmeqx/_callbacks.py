@@ -91,7 +91,7 @@ class JsonLines:
             part.write_text("".join(json.dumps(record) + "\n" for record in kept))
             part.replace(self.path)
         earlier = kept[-1]["seconds"] if kept else 0.0
-        self._begun = time.perf_counter() - (earlier)
+        self._begun = time.perf_counter() - earlier
 
     def __call__(self, step: int, state: TrainState, metrics: dict[str, float]) -> None:
         """Append the metrics of `step` if its turn has come."""

@@ -6,22 +6,12 @@ handed out first, for the caller to refuse, and no more than they say is ever re
 
 import math
 import zipfile
-import zlib
 from typing import NamedTuple
 
 import numpy as np
 
 from mcmeqx.data._pickles import Readable
-
-_DAMAGE = (
-    zipfile.BadZipFile,
-    zlib.error,
-    EOFError,
-    OSError,
-    # Encrypted, or packed in a way that this Python lacks.
-    RuntimeError,
-    NotImplementedError,
-)
+from mcmeqx.data._zips import ZIP_DAMAGE
 
 
 class ArrayHeader(NamedTuple):
@@ -38,7 +28,7 @@ class Npz:
         self._where = where
         try:
             self._archive = zipfile.ZipFile(file)
-        except _DAMAGE as error:
+        except ZIP_DAMAGE as error:
             raise self._damaged(error) from error
 
     def header(self, name: str) -> ArrayHeader:
@@ -51,7 +41,7 @@ class Npz:
             raise ValueError(
                 f"{self._where} holds {names}, expected {name}.npy"
             ) from error
-        except (*_DAMAGE, ValueError) as error:
+        except (*ZIP_DAMAGE, ValueError) as error:
             raise self._damaged(error) from error
         if fortran or dtype.hasobject:
             raise ValueError(
@@ -70,7 +60,7 @@ class Npz:
                 data = entry.read(size)
                 # Reading past the end is also what compares the checksum.
                 rest = entry.read(1)
-        except _DAMAGE as error:
+        except ZIP_DAMAGE as error:
             raise self._damaged(error) from error
         if len(data) != size or rest:
             raise self._damaged(f"{name} is not as long as its header says")

@@ -3,19 +3,11 @@
 import abc
 import os
 import zipfile
-import zlib
 from pathlib import Path, PureWindowsPath
 
+from mcmeqx.data._zips import ZIP_DAMAGE
+
 _MOST_BYTES = 2**26
-_DAMAGE = (
-    zipfile.BadZipFile,
-    zlib.error,
-    EOFError,
-    OSError,
-    # Encrypted, or packed in a way that this Python lacks.
-    RuntimeError,
-    NotImplementedError,
-)
 
 
 class AbstractStore(abc.ABC):
@@ -81,7 +73,7 @@ class Zip(AbstractStore):
             raise FileNotFoundError(f"{path} is no folder and no file")
         try:
             self._archive = zipfile.ZipFile(path)
-        except _DAMAGE as error:
+        except ZIP_DAMAGE as error:
             raise ValueError(
                 f"{path} is no folder and no zip, or a damaged zip ({error!r}): "
                 "give a folder of pictures, or a zip of them"
@@ -104,7 +96,7 @@ class Zip(AbstractStore):
                     f"more than {most}"
                 )
             return self._archive.read(info)
-        except _DAMAGE as error:
+        except ZIP_DAMAGE as error:
             raise ValueError(f"{name} in {self.path} is damaged: {error!r}") from error
 
     def stamp(self) -> str:
