@@ -15,7 +15,7 @@ import orbax.checkpoint as ocp
 
 from mcmeqx._denoiser import Denoiser
 from mcmeqx._describe import describe, rebuild
-from mcmeqx._model_file import is_array_or_shape
+from mcmeqx._model_file import is_array_or_shape, named
 from mcmeqx._structure import structure
 from mcmeqx._train import TrainState
 
@@ -127,10 +127,7 @@ def _like(arrays: Any) -> Any:
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
     """Shapes by dotted name."""
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="."): tuple(leaf.shape)
-        for path, leaf in jax.tree.leaves_with_path(tree)
-    }
+    return {name: tuple(leaf.shape) for name, leaf in named(tree).items()}
 
 
 def load_checkpoint(folder: Path) -> Denoiser:

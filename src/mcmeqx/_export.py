@@ -18,7 +18,7 @@ import numpy as np
 
 from mcmeqx._denoiser import Denoiser
 from mcmeqx._describe import describe, rebuild
-from mcmeqx._model_file import is_array_or_shape
+from mcmeqx._model_file import is_array_or_shape, named
 
 DESCRIPTION = "mcmeqx"
 """The entry of the metadata that holds the description."""
@@ -32,13 +32,6 @@ def optional(name: str) -> Any:
         raise ImportError(
             f'exports need {name}: pip install "mcmeqx[export]"'
         ) from error
-
-
-def _named(tree: Any) -> dict[str, Any]:
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="."): leaf
-        for path, leaf in jax.tree.leaves_with_path(tree)
-    }
 
 
 def write_new(path: Path, write: Callable[[Path], Any]) -> None:
@@ -73,7 +66,7 @@ def export_weights(path: Path | str, model: Denoiser) -> None:
     rebuild(about)
     arrays = {
         name: np.ascontiguousarray(leaf)
-        for name, leaf in _named(eqx.filter(model, is_array_or_shape)).items()
+        for name, leaf in named(eqx.filter(model, is_array_or_shape)).items()
     }
     metadata = {DESCRIPTION: json.dumps(about)}
     content = library.save(arrays, metadata=metadata)
@@ -97,10 +90,10 @@ def read_weights(path: Path) -> Denoiser:
             model = rebuild(json.loads(metadata[DESCRIPTION]))
             arrays, static = eqx.partition(model, is_array_or_shape)
             found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        _check_arrays(found, _named(arrays))
+        _check_arrays(found, named(arrays))
     except (library.SafetensorError, ValueError, TypeError) as error:
         raise ValueError(f"{path} does not hold exported weights: {error}") from error
-    names = iter(_named(arrays))
+    names = iter(named(arrays))
     arrays = jax.tree.map(lambda _: jnp.asarray(found[next(names)]), arrays)
     return eqx.combine(arrays, static)
 

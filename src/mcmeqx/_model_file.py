@@ -18,6 +18,14 @@ def is_array_or_shape(leaf: Any) -> bool:
     return isinstance(leaf, jax.Array | np.ndarray | jax.ShapeDtypeStruct)
 
 
+def named(tree: Any) -> dict[str, Any]:
+    """The leaves of a tree by their dotted paths in it."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="."): leaf
+        for path, leaf in jax.tree.leaves_with_path(tree)
+    }
+
+
 def _header(model: Denoiser) -> dict[str, Any]:
     leaves = jax.tree.leaves(eqx.filter(model, is_array_or_shape))
     return describe(model) | {"arrays": [list(np.shape(leaf)) for leaf in leaves]}
