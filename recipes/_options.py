@@ -37,6 +37,12 @@ class Training:
     precision: Literal["float32", "bfloat16"] | None = None
     """What the network computes in; parameters, times, targets and loss are float32.
     None is float32 in the demo and bfloat16 on ImageNet."""
+    ema_decay: float | None = None
+    """Decay of the weight average; None is 0.99 in the demo and 0.9999 on ImageNet."""
+    anneal: tuple[float, float, int] | None = None
+    """First and last number of teacher steps, and the iterations over which they grow
+    from one to the other, all of them at most; None is 64 1280 400 in the demo and 64
+    1280 100000 on ImageNet."""
     weighting: Literal["snr_plus_one", "sqrt_snr_plus_one"] = "snr_plus_one"
     """Loss weight; the paper's, or its square root, which is calmer."""
     distance: mc.PseudoHuber = field(default_factory=mc.PseudoHuber)
@@ -62,6 +68,9 @@ class Config:
     data_dir: Path | None = None
     """ImageNet 64x64, a folder, zip or packed file; without it
     the run is a demo on emoji."""
+    emoji64_dir: Path | None = None
+    """Folder of the npm tarballs @iconify-json/{noto,twemoji,fluent-emoji,
+    fluent-emoji-flat,emojione}: the demo on these five vendors' emoji."""
     teacher: str | None = None
     """`embedded` is the package's emoji teacher, the demo's default; `scratch`, the
     default on ImageNet, trains one in the run folder; or the path of a teacher.eqx."""

@@ -46,7 +46,6 @@ def _plans(config: Config, plan: Any, preset: Preset, mesh: Mesh) -> tuple[Plan,
     mc.DiffusionLoss(label_dropout=options.label_dropout)
     shared: dict[str, Any] = {
         "batch_size": options.batch_size,
-        "ema_decay": preset.ema_decay,
         "mesh": mesh,
         "accumulate": config.memory.accumulate,
         "flip": preset.flip,
@@ -55,12 +54,14 @@ def _plans(config: Config, plan: Any, preset: Preset, mesh: Mesh) -> tuple[Plan,
     teacher = Plan(
         options.teacher_iterations,
         learning_rate=preset.teacher_learning_rate,
+        ema_decay=preset.ema_decay,
         seed=plan.seed,
         **shared,
     )
     student = Plan(
         options.iterations,
         learning_rate=options.learning_rate,
+        ema_decay=options.ema_decay,
         seed=plan.seed + 1,
         **shared,
     )
@@ -84,7 +85,7 @@ def run_student(
     """
     mesh = start(config.mesh, config.hosts)
     segments = mc.Segments(config.steps)
-    preset, images = load(config.data_dir)
+    preset, images = load(config.data_dir, config.emoji64_dir)
     plan = filled(config, preset, kind, *named)
     preset = with_label_dropout(preset, plan.training.label_dropout)
     preset = computed(preset, plan.training.precision, config.memory.remat)
@@ -119,7 +120,7 @@ def run_student(
         grid=mc.uniform_grid(32),
         key=keys[1],
     )
-    start_steps, stop_steps, over = preset.anneal
+    start_steps, stop_steps, over = plan.training.anneal
     student = train(
         "student",
         run,
