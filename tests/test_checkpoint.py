@@ -151,6 +151,25 @@ def test_a_damaged_model_file_is_refused(tmp_path):
         load_model(tmp_path / "absent.eqx", model())
 
 
+def test_a_model_file_of_half_precision_is_half_as_large(tmp_path):
+    path, given = tmp_path / "model.eqx", model(1, width=256)
+    save_model(path, given)
+    size = path.stat().st_size
+    save_model(path, given, stored="float16")
+    assert path.stat().st_size < 0.51 * size
+    for a, b in zip(leaves(load_model(path, given)), leaves(given), strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_allclose(a, b, rtol=2.0**-11, atol=2.0**-25)
+    before = path.read_bytes()
+    large = jax.tree.map(lambda a: a * jnp.float32(1e6), given.network)
+    with pytest.raises(ValueError, match="float16 holds 65504"):
+        save_model(path, Denoiser(large, Cosine()), stored="float16")
+    assert [p.read_bytes() for p in tmp_path.iterdir()] == [before]
+    path.write_bytes(before.replace(b'"float16"', b'"float80"', 1))
+    with pytest.raises(ValueError, match="stored as float80"):
+        load_model(path, given)
+
+
 def test_the_embedded_teacher_sees_through_noise():
     teacher = emoji_teacher()
     assert sum(a.size for a in leaves(teacher)) < 3e6

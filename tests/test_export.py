@@ -94,8 +94,8 @@ def save_step(folder, model, step):
 @pytest.mark.parametrize(
     "name",
     [
-        "uvit",
-        *(pytest.param(n, marks=pytest.mark.slow) for n in ("mlp", "taking a scale")),
+        "mlp",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("uvit", "taking a scale")),
     ],
 )
 def test_a_model_comes_back_from_each_kind_of_file(tmp_path, name):

@@ -168,6 +168,7 @@ def test_a_guided_teacher_takes_x_var_from_the_unguided_prediction():
     assert found.evaluations == 2
 
 
+@pytest.mark.slow
 def test_the_exact_student_of_a_guided_teacher_has_no_loss():
     teacher = ODETeacher(
         TwoGaussians(), diffrax.Tsit5(), adaptive_steps(1e-6), Guidance(0.7)

@@ -1,6 +1,7 @@
 import pickle
 from collections import OrderedDict
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -117,6 +118,31 @@ def test_network_knows_photographs(network):
         assert int(np.argmax(row)) in classes
 
 
+@pytest.mark.slow
+def test_a_cut_network_gives_the_pooled_output_of_its_last_block(network):
+    images = RNG.uniform(-1, 1, size=(2, 3, 64, 64)).astype(np.float32)
+    maps = []
+    watched = [
+        lambda x, block=block: maps.append(block(x)) or maps[-1]
+        for block in network.blocks
+    ]
+    eqx.tree_at(lambda n: n.blocks, network, tuple(watched))(jnp.asarray(images))
+    for blocks, width in ((3, 24), (5, 40), (8, 80), (11, 112), (15, 192), (16, 320)):
+        cut = network.cut(blocks)
+        assert f"block {blocks}, {width}-d" in cut.name
+        expected = maps[blocks - 1].mean((1, 2))
+        assert expected.shape == (2, width)
+        np.testing.assert_allclose(
+            features(cut, images), expected, rtol=1e-5, atol=1e-5
+        )
+    assert EfficientNetLite0.load(5).name == network.cut(5).name
+    for blocks in (0, 17):
+        with pytest.raises(ValueError, match=f"1 to 16, got {blocks}"):
+            EfficientNetLite0.load(blocks)
+    with pytest.raises(ValueError, match="block 5, 40-d is cut"):
+        network.cut(5).logits(jnp.ones((1, 1280)))
+
+
 def test_features_do_not_depend_on_the_batch_and_grey_is_three_channels(network):
     images = RNG.uniform(-1, 1, size=(5, 1, 64, 64)).astype(np.float32)
     whole = features(network, images, batch_size=2)
@@ -135,6 +161,7 @@ def test_noise_raises_the_distance(network):
     whole = photo("coffee", 400)
     corners = RNG.integers(0, 400 - 64, size=(96, 2))
     crops = np.stack([whole[:, i : i + 64, j : j + 64] for i, j in corners])
+    network = network.cut(5)
     reference = Moments.of(features(network, crops[:48]))
     noise = RNG.normal(size=crops[48:].shape).astype(np.float32)
     distances = [

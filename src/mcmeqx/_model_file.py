@@ -3,10 +3,11 @@
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, Literal
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from mcmeqx._denoiser import Denoiser
@@ -31,14 +32,37 @@ def _header(model: Denoiser) -> dict[str, Any]:
     return describe(model) | {"arrays": [list(np.shape(leaf)) for leaf in leaves]}
 
 
-def save_model(path: Path | str, model: Denoiser) -> None:
-    """Write `model` to one file, whole or not at all."""
+def save_model(
+    path: Path | str, model: Denoiser, *, stored: Literal["float16"] | None = None
+) -> None:
+    """Write `model` to one file, whole or not at all.
+
+    `stored` float16 halves the file: float32 arrays are rounded to 11 bits, and read
+    back as float32. Raises ValueError, and writes nothing, if one is too large for it.
+    """
     path = Path(path)
     part = path.with_name(path.name + ".part")
+    header, arrays = _header(model), eqx.filter(model, is_array_or_shape)
+    if stored is not None:
+        header |= {"stored": stored}
+        arrays = jax.tree.map(_halved, arrays)
     with part.open("wb") as file:
-        file.write(json.dumps(_header(model)).encode() + b"\n")
-        eqx.tree_serialise_leaves(file, eqx.filter(model, is_array_or_shape))
+        file.write(json.dumps(header).encode() + b"\n")
+        eqx.tree_serialise_leaves(file, arrays)
     os.replace(part, path)
+
+
+def _halved(leaf: jax.Array) -> jax.Array:
+    """A float32 array as float16; others as they are."""
+    if leaf.dtype != jnp.float32:
+        return leaf
+    half = leaf.astype(jnp.float16)
+    if not jnp.isfinite(half).all():
+        raise ValueError(
+            f"weights reach {float(jnp.abs(leaf).max())}, float16 holds 65504 at most: "
+            "store them as they are"
+        )
+    return half
 
 
 def read_model(path: Path | str) -> Denoiser:
@@ -71,7 +95,7 @@ def _read(path: Path | str, like: Denoiser | None) -> Denoiser:
             like = rebuild(found) if like is None else like
             _check_same(found, _header(like))
             arrays, static = eqx.partition(like, is_array_or_shape)
-            arrays = eqx.tree_deserialise_leaves(file, arrays)
+            arrays = _arrays(file, arrays, found.get("stored"))
             if file.read(1):
                 raise ValueError("it goes on after its last array")
     except (RuntimeError, ValueError, KeyError, TypeError, EOFError) as error:
@@ -80,6 +104,19 @@ def _read(path: Path | str, like: Denoiser | None) -> Denoiser:
             "that the same recipe and preset wrote"
         ) from error
     return eqx.combine(arrays, static)
+
+
+def _arrays(file: BinaryIO, like: Any, stored: str | None) -> Any:
+    """The arrays that follow the header, in the precision of `like`."""
+    if stored not in (None, "float16"):
+        raise ValueError(f"its arrays are stored as {stored}, which is not known here")
+
+    def shape(leaf: Any) -> jax.ShapeDtypeStruct:
+        half = stored is not None and leaf.dtype == jnp.float32
+        return jax.ShapeDtypeStruct(leaf.shape, jnp.float16 if half else leaf.dtype)
+
+    arrays = eqx.tree_deserialise_leaves(file, jax.tree.map(shape, like))
+    return jax.tree.map(lambda array, leaf: array.astype(leaf.dtype), arrays, like)
 
 
 def _check_same(found: dict[str, Any], wanted: dict[str, Any]) -> None:

