@@ -1,0 +1,101 @@
+"""The cells of the table: a model, how it was taught, and how it is sampled."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+from _table_data import ImageSet
+
+import mcmeqx as mc
+
+EVALUATIONS = (1, 2, 4, 8, 16)
+MANY = (256, 512)
+CONSTANT = (128.0, 256.0, 1280.0)
+
+MakeTeacher = Callable[[mc.Denoiser], mc.AbstractTeacher]
+MakeSampler = Callable[[mc.Denoiser, ImageSet], mc.AbstractSampler]
+
+
+@dataclass(frozen=True)
+class Student:
+    """How a student is taught; its name is that of its folder."""
+
+    name: str
+    segments: int
+    teacher: MakeTeacher
+    constant: float | None = None
+    """Teacher steps that do not anneal."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One entry of the table: a method at a number of evaluations a sample."""
+
+    method: str
+    evaluations: int
+    sampler: MakeSampler
+    steps: int
+    student: Student | None = None
+
+    @property
+    def name(self) -> str:
+        """What `--only` looks in."""
+        return f"{self.method} {self.evaluations}"
+
+
+def _table(model: mc.Denoiser, images: ImageSet) -> mc.MeasuredVariance:
+    """x_var measured on 256 images at 33 times."""
+    batch = images.images.take(
+        np.random.default_rng(0).permutation(len(images.images))[:256]
+    )
+    ts = np.linspace(0.0, 1.0, 33)
+    return mc.measure_x_var(model, batch, ts, key=jax.random.key(0))
+
+
+BASELINES: tuple[tuple[str, MakeSampler, int], ...] = (
+    ("DDIM", lambda model, images: mc.DDIM(), 1),
+    ("aDDIM, analytic x_var", lambda model, images: mc.ADDIM(), 1),
+    ("aDDIM, measured x_var", lambda m, images: mc.ADDIM(_table(m, images)), 1),
+    (
+        "aDDIM, norm-balanced",
+        lambda model, images: mc.ADDIM(_table(model, images), balanced=True),
+        1,
+    ),
+    ("DPM-Solver++(2M)", lambda model, images: mc.DPMSolver(), 1),
+    ("Heun", lambda model, images: mc.Heun(), 2),
+)
+
+
+def _students() -> Iterator[tuple[str, Student]]:
+    """Method and student of every student in the table."""
+    for s in EVALUATIONS:
+        yield "CD", Student(f"cd_{s}", s, mc.DistillationTeacher)
+    for s in EVALUATIONS:
+        yield "CT", Student(f"ct_{s}", s, lambda teacher: mc.DataTeacher())
+    for s in EVALUATIONS:
+        ddim = Student(f"cd_ddim_{s}", s, lambda m: mc.DistillationTeacher(m, 0.0))
+        yield "CD, DDIM teacher", ddim
+    for n in CONSTANT:
+        for s in EVALUATIONS[:-1]:
+            name = f"cd_constant_{n:g}_{s}"
+            yield f"CD, T = {n:g}", Student(name, s, mc.DistillationTeacher, n)
+
+
+def cells() -> Iterator[Cell]:
+    """All cells, the main rows first."""
+    ddim: MakeSampler = BASELINES[0][1]
+    for n in MANY:
+        for method, sampler, _ in BASELINES[:2]:
+            yield Cell(method, n, sampler, n)
+    for method, student in _students():
+        yield Cell(method, student.segments, ddim, student.segments, student)
+        if student.name == f"ct_{EVALUATIONS[-1]}":
+            yield from _baselines()
+
+
+def _baselines() -> Iterator[Cell]:
+    for method, sampler, cost in BASELINES:
+        for n in EVALUATIONS:
+            if n >= cost:
+                yield Cell(method, n, sampler, n // cost)

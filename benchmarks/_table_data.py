@@ -1,0 +1,61 @@
+"""The image sets of the table, each with its network and how long that trains."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import mcmeqx as mc
+from mcmeqx.nets import Stage, UViTConfig
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "recipes"))
+from _stages import DEMO, Preset
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """What a table is about."""
+
+    preset: Preset
+    images: mc.data.Images
+    """What models learn from, and what samples are compared with."""
+
+
+GREY32 = Preset(
+    "fashion-mnist",
+    UViTConfig(
+        32,
+        (
+            Stage("resnet", 32, 1),
+            Stage("resnet", 64, 1),
+            Stage("transformer", 128, 4),
+        ),
+        channels=1,
+        classes=10,
+        embedding=128,
+        patch=2,
+    ),
+    mc.Cosine(),
+    batch_size=64,
+    teacher="scratch",
+    teacher_iterations=30_000,
+    teacher_learning_rate=2e-3,
+    label_dropout=0.0,
+    iterations=5000,
+    learning_rate=5e-4,
+    ema_decay=0.999,
+    anneal=(64.0, 1280.0, 2500),
+    samples=5000,
+)
+
+
+def fashion_mnist(folder: Path | None) -> ImageSet:
+    """Fashion-MNIST of 32x32: 60,000 images, and a UViT of 1.6 million parameters."""
+    return ImageSet(GREY32, mc.data.fashion_mnist(folder))
+
+
+def emoji64(folder: Path | None) -> ImageSet:
+    """Emoji of five vendors at 64x64, the embedded teacher and students like it."""
+    if folder is None:
+        raise ValueError("emoji64 needs --folder: where the npm tarballs lie")
+    images = mc.data.emoji64(folder, split="train")
+    return ImageSet(DEMO, images)

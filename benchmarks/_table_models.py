@@ -1,0 +1,66 @@
+"""The table's models: each trained once, resumed if cut, kept in the work folder."""
+
+from pathlib import Path
+
+import jax
+from _runs import claim
+from _stages import denoiser_shapes, new_denoiser
+from _table_cells import Student
+from _table_data import ImageSet
+from _training import Plan, train
+
+import mcmeqx as mc
+
+
+def _plan(images: ImageSet, iterations: int, learning_rate: float, seed: int) -> Plan:
+    preset = images.preset
+    return Plan(
+        iterations,
+        preset.batch_size,
+        learning_rate,
+        preset.ema_decay,
+        seed,
+        mc.make_mesh(),
+    )
+
+
+def teacher_of(images: ImageSet, work: Path, seed: int) -> mc.Denoiser:
+    """The diffusion model: the package's own, or one that is trained here."""
+    preset = images.preset
+    if preset.teacher == "embedded":
+        return mc.load_model(mc.EMOJI_TEACHER, denoiser_shapes(preset))
+    network_key, key = jax.random.split(jax.random.key(seed))
+    plan = _plan(images, preset.teacher_iterations, preset.teacher_learning_rate, seed)
+    run = claim(work / "teacher", "table", preset, "samples", seed=seed)
+    model = new_denoiser(preset, network_key)
+    loss = mc.DiffusionLoss(label_dropout=preset.label_dropout)
+    grid = mc.uniform_grid(32)
+    return train(
+        "teacher", run, loss, model, images.images, plan, grid=grid, key=key
+    ).model
+
+
+def student_of(
+    student: Student, teacher: mc.Denoiser, images: ImageSet, work: Path, seed: int
+) -> mc.Denoiser:
+    """A consistency model that starts from the teacher."""
+    preset = images.preset
+    plan = _plan(images, preset.iterations, preset.learning_rate, seed + 1)
+    run = claim(work / student.name, "table", preset, "samples", seed=seed)
+    start, stop, over = preset.anneal
+    segments = mc.Segments(student.segments)
+    loss = mc.MultistepConsistencyLoss(
+        student.teacher(teacher),
+        segments,
+        mc.annealed_steps(student.constant or start, student.constant or stop, over),
+    )
+    return train(
+        "student",
+        run,
+        loss,
+        teacher,
+        images.images,
+        plan,
+        grid=segments.grid(),
+        key=jax.random.key(seed + 1),
+    ).model
