@@ -11,8 +11,10 @@ import skimage.data
 from PIL import Image
 
 from mcmeqx.metrics import (
+    AbstractFeatureNetwork,
     EfficientNetLite0,
     Moments,
+    _network,
     features,
     frechet_distance,
     sliced_wasserstein,
@@ -155,6 +157,39 @@ def test_features_do_not_depend_on_the_batch_and_grey_is_three_channels(network)
     )
     with pytest.raises(ValueError, match="clip"):
         features(network, images * 2)
+    with pytest.raises(ValueError, match="batch_size is 1 or more, got 0"):
+        features(network, images, batch_size=0)
+
+
+class _Means(AbstractFeatureNetwork):
+    """Sums of each channel, by a network that a test can read the place of."""
+
+    name: str = "means"
+    dims = 3
+    classes = 0
+    resize = "none"
+
+    def __call__(self, images):
+        return images.sum((2, 3))
+
+    def logits(self, features):
+        raise ValueError("no classifier")
+
+
+@pytest.mark.parametrize("count", [1, 4, 23])
+def test_features_are_split_over_the_devices_of_a_mesh_with_one_executable(count):
+    images = RNG.uniform(-1, 1, size=(count, 3, 2, 2)).astype(np.float32)
+    compiled = _network._apply._cached._cache_size()
+    assert jax.local_device_count() == 4
+    for mesh in (None, jax.make_mesh((2,), ("a",), devices=jax.devices()[:2])):
+        found = features(_Means(), images, batch_size=3, mesh=mesh)
+        np.testing.assert_allclose(found, images.sum((2, 3)), rtol=1e-5)
+    assert _network._apply._cached._cache_size() <= compiled + 2
+
+
+def test_the_network_says_how_many_features_and_classes_it_has(network):
+    assert (network.dims, network.classes) == (1280, 1000)
+    assert (network.cut(5).dims, network.cut(5).classes) == (40, 0)
 
 
 def test_noise_raises_the_distance(network):

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from mcmeqx.metrics._network import AbstractFeatureNetwork
 from mcmeqx.metrics._torch_file import read_torch_file
 
 _SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
@@ -73,7 +74,7 @@ class _Block(eqx.Module):
         return h + x if h.shape == x.shape and self.stride == 1 else h
 
 
-class EfficientNetLite0(eqx.Module):
+class EfficientNetLite0(AbstractFeatureNetwork):
     """Features of images by EfficientNet-Lite0: its last 1,280, or earlier ones.
 
     The covariance of n samples has rank n - 1 at most. Below some 1,300 samples the
@@ -111,7 +112,9 @@ class EfficientNetLite0(eqx.Module):
         """The network up to the output of its first `blocks` blocks."""
         kept = self.blocks[:blocks]
         name = f"EfficientNet-Lite0 block {blocks}, {len(kept[-1].project.bias)}-d"
-        return EfficientNetLite0(self.stem, kept, None, None, name)
+        return EfficientNetLite0(
+            stem=self.stem, blocks=kept, head=None, classifier=None, name=name
+        )
 
     @classmethod
     def from_tensors(cls, tensors: dict[str, np.ndarray]) -> "EfficientNetLite0":
@@ -142,12 +145,28 @@ class EfficientNetLite0(eqx.Module):
 
         dense = (tensors["_fc.weight"].T.copy(), tensors["_fc.bias"])
         return cls(
-            fold("_conv_stem", "_bn0", pointwise=False),
-            tuple(block(i, stride) for i, stride in enumerate(_STRIDES)),
-            fold("_conv_head", "_bn1", pointwise=True),
-            _Folded(*map(jnp.asarray, dense)),
-            "EfficientNet-Lite0, 1280-d",
+            stem=fold("_conv_stem", "_bn0", pointwise=False),
+            blocks=tuple(block(i, stride) for i, stride in enumerate(_STRIDES)),
+            head=fold("_conv_head", "_bn1", pointwise=True),
+            classifier=_Folded(*map(jnp.asarray, dense)),
+            name="EfficientNet-Lite0, 1280-d",
         )
+
+    @property
+    def dims(self) -> int:
+        """Number of features of an image."""
+        last = self.blocks[-1].project if self.head is None else self.head
+        return len(last.bias)
+
+    @property
+    def classes(self) -> int:
+        """ImageNet's 1,000; 0 for a network that is cut."""
+        return 0 if self.classifier is None else len(self.classifier.bias)
+
+    @property
+    def resize(self) -> str:
+        """How small images are enlarged."""
+        return "bilinear to 64 where smaller"
 
     def __call__(
         self, images: Float[Array, "batch channel height width"]

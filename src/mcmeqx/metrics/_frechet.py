@@ -8,10 +8,7 @@ the symmetric root of S1.
 
 from dataclasses import dataclass
 
-import equinox as eqx
 import numpy as np
-
-from mcmeqx.metrics._efficientnet import EfficientNetLite0
 
 
 @dataclass(frozen=True)
@@ -71,30 +68,3 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     trace = np.trace(first) + np.trace(second)
     trace -= 2.0 * np.sqrt(np.maximum(cross, 0.0)).sum()
     return max(float(np.sum((a.mean - b.mean) ** 2) + trace), 0.0)
-
-
-@eqx.filter_jit
-def _apply(network, images):
-    return network(images)
-
-
-def features(
-    network: EfficientNetLite0, images: np.ndarray, *, batch_size: int = 64
-) -> np.ndarray:
-    """Features (n, d), float32, of images (n, channel, height, width) in [-1, 1].
-
-    One executable serves all batches. Raises ValueError for another rank, for values
-    outside [-1, 1] and for no images.
-    """
-    if images.ndim != 4 or not len(images):
-        raise ValueError(
-            f"images have shape {images.shape}, expected (n, channel, height, width)"
-        )
-    low, high = float(np.min(images)), float(np.max(images))
-    if not (low >= -1.0 and high <= 1.0):
-        raise ValueError(f"images lie in [{low}, {high}], expected [-1, 1]: clip them")
-    out = []
-    for start in range(0, len(images), batch_size):
-        rows = np.minimum(np.arange(start, start + batch_size), len(images) - 1)
-        out.append(np.asarray(_apply(network, np.asarray(images[rows], np.float32))))
-    return np.concatenate(out)[: len(images)]

@@ -1,0 +1,97 @@
+"""Feature networks, and the features of many images by one of them."""
+
+import abc
+from collections import deque
+
+import equinox as eqx
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float
+
+_AXIS = "images"
+# How many batches may be under way: one on the devices while another is copied.
+_AHEAD = 2
+
+
+class AbstractFeatureNetwork(eqx.Module):
+    """What images are compared by: from images to a fixed number of features each."""
+
+    name: eqx.AbstractVar[str]
+    """What results say of it, with the number of features."""
+
+    @property
+    @abc.abstractmethod
+    def dims(self) -> int:
+        """Number of features of an image."""
+
+    @property
+    @abc.abstractmethod
+    def classes(self) -> int:
+        """Number of `logits`; 0 where the network has no classifier."""
+
+    @property
+    @abc.abstractmethod
+    def resize(self) -> str:
+        """How images are brought to the network's size, for results to say."""
+
+    @abc.abstractmethod
+    def __call__(
+        self, images: Float[Array, "batch channel height width"]
+    ) -> Float[Array, "batch feature"]:
+        """Features, float32, of images in [-1, 1] of one channel or three."""
+
+    @abc.abstractmethod
+    def logits(
+        self, features: Float[Array, "batch feature"]
+    ) -> Float[Array, "batch classes"]:
+        """Class scores from features, for the Inception Score.
+
+        Raises ValueError where the network has no classifier.
+        """
+
+
+@eqx.filter_jit
+def _apply(network, images):
+    return network(images)
+
+
+def features(
+    network: AbstractFeatureNetwork,
+    images: np.ndarray,
+    *,
+    batch_size: int = 64,
+    mesh: Mesh | None = None,
+) -> np.ndarray:
+    """Features (n, d), float32, of images (n, channel, height, width) in [-1, 1].
+
+    Each batch is split over the devices of `mesh`, by default all of this process;
+    `batch_size` is rounded up to a multiple of their number. One executable serves all
+    batches, and a batch's features are fetched while the next is computed. Raises
+    ValueError for another rank, for values outside [-1, 1], for no images and for a
+    batch size below 1.
+    """
+    if images.ndim != 4 or not len(images):
+        raise ValueError(
+            f"images have shape {images.shape}, expected (n, channel, height, width)"
+        )
+    if batch_size < 1:
+        raise ValueError(f"batch_size is 1 or more, got {batch_size}")
+    low, high = float(np.min(images)), float(np.max(images))
+    if not (low >= -1.0 and high <= 1.0):
+        raise ValueError(f"images lie in [{low}, {high}], expected [-1, 1]: clip them")
+    mesh = Mesh(np.asarray(jax.local_devices()), (_AXIS,)) if mesh is None else mesh
+    batch_size = -(-batch_size // mesh.size) * mesh.size
+    split = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+    network = eqx.filter_shard(network, NamedSharding(mesh, PartitionSpec()))
+    out, under_way = [], deque()
+    for start in range(0, len(images), batch_size):
+        rows = np.minimum(np.arange(start, start + batch_size), len(images) - 1)
+        batch = jax.device_put(np.asarray(images[rows], np.float32), split)
+        result = _apply(network, batch)
+        result.copy_to_host_async()
+        under_way.append(result)
+        if len(under_way) == _AHEAD:
+            out.append(np.asarray(under_way.popleft()))
+    out += map(np.asarray, under_way)
+    return np.concatenate(out)[: len(images)]
