@@ -1,0 +1,172 @@
+"""The metrics against the packages that others use, on the same features.
+
+    pip install "mcmeqx[test,oracle]"
+    pytest -m oracle -n 0 -s
+
+Prints how far apart they are. torch's own warnings are let through.
+"""
+
+import contextlib
+
+import numpy as np
+import pytest
+
+from mcmeqx.metrics import (
+    Moments,
+    density_coverage,
+    frechet_distance,
+    inception_score,
+    kernel_distance,
+    precision_recall,
+)
+
+torch = pytest.importorskip("torch")
+pytestmark = [
+    pytest.mark.oracle,
+    pytest.mark.filterwarnings("default"),
+    pytest.mark.usefixtures("as_users_run"),
+]
+RNG = np.random.default_rng(0)
+REAL = RNG.normal(size=(500, 64)).astype(np.float32)
+FAKE = (RNG.normal(size=(400, 64)) * 0.9 + 0.2).astype(np.float32)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def torchvision():
+    """Imported by all of them; its operators, which none needs, want torch's build."""
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    for name in ("nms", "qnms"):
+        with contextlib.suppress(RuntimeError):
+            library.define(f"{name}(Tensor boxes, Tensor scores, float at) -> Tensor")
+    return pytest.importorskip("torchvision")
+
+
+def agree(name: str, found: float, expected: float, rtol: float) -> None:
+    apart = abs(found - expected) / abs(expected)
+    print(f"\n{name:40} {found:.12g} {expected:.12g} apart by {apart:.1e}")
+    assert apart <= rtol + 1e-15
+
+
+def statistics(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    rows = features.astype(np.float64)
+    return rows.mean(0), np.cov(rows, rowvar=False)
+
+
+def frechet_by_torch_fidelity() -> float:
+    from torch_fidelity import metric_fid
+
+    both = (
+        metric_fid.fid_features_to_statistics(torch.from_numpy(s).double())
+        for s in (FAKE, REAL)
+    )
+    result = metric_fid.fid_statistics_to_metric(*both, False)
+    return result["frechet_inception_distance"]
+
+
+def frechet_by_pytorch_fid() -> float:
+    from pytorch_fid import fid_score
+
+    return fid_score.calculate_frechet_distance(*statistics(FAKE), *statistics(REAL))
+
+
+def frechet_by_clean_fid() -> float:
+    from cleanfid import fid
+
+    return fid.fid_from_feats(FAKE.astype(float), REAL.astype(float))
+
+
+def frechet_by_torchmetrics() -> float:
+    from torchmetrics.image import fid
+
+    moments = (torch.from_numpy(m) for s in (FAKE, REAL) for m in statistics(s))
+    return float(fid._compute_fid(*moments))
+
+
+@pytest.mark.parametrize(
+    ("oracle", "rtol"),
+    [
+        (frechet_by_torch_fidelity, 1e-10),
+        (frechet_by_pytorch_fid, 1e-10),
+        (frechet_by_clean_fid, 1e-10),
+        (frechet_by_torchmetrics, 1e-10),
+    ],
+)
+def test_frechet(oracle, rtol):
+    found = frechet_distance(Moments.of(FAKE), Moments.of(REAL))
+    agree(oracle.__name__, found, oracle(), rtol)
+
+
+def kernel_by_torch_fidelity() -> float:
+    from torch_fidelity import metric_kid
+
+    result = metric_kid.kid_features_to_metric(
+        torch.from_numpy(FAKE).double(),
+        torch.from_numpy(REAL[:400]).double(),
+        kid_subsets=1,
+        kid_subset_size=400,
+        verbose=False,
+    )
+    return result["kernel_inception_distance_mean"]
+
+
+def kernel_by_clean_fid() -> float:
+    from cleanfid import fid
+
+    return fid.kernel_distance(
+        FAKE.astype(float), REAL[:400].astype(float), 1, max_subset_size=400
+    )
+
+
+def kernel_by_torchmetrics() -> float:
+    from torchmetrics.image import kid
+
+    sets = (torch.from_numpy(s).double() for s in (FAKE, REAL[:400]))
+    return float(kid.poly_mmd(*sets))
+
+
+@pytest.mark.parametrize(
+    ("oracle", "rtol"),
+    [
+        (kernel_by_torch_fidelity, 1e-10),
+        (kernel_by_clean_fid, 1e-10),
+        (kernel_by_torchmetrics, 1e-10),
+    ],
+)
+def test_kernel_distance(oracle, rtol):
+    found = kernel_distance(FAKE, REAL[:400], subsets=1, size=400)
+    agree(oracle.__name__, found.value, oracle(), rtol)
+
+
+def test_inception_score():
+    from torch_fidelity import metric_isc
+
+    logits = RNG.normal(0, 2, (200, 30)).astype(np.float32)
+    expected = metric_isc.isc_features_to_metric(
+        torch.from_numpy(logits), splits=10, shuffle=False
+    )
+    found = inception_score(logits)
+    mean = expected["inception_score_mean"]
+    agree("inception score by torch_fidelity", found.value, mean, 1e-10)
+    deviation = expected["inception_score_std"]
+    agree("its deviation", found.deviation, deviation, 1e-9)
+
+
+def test_precision_recall():
+    from torch_fidelity import metric_prc
+
+    expected = metric_prc.prc_features_to_metric(
+        torch.from_numpy(FAKE), torch.from_numpy(REAL), prc_neighborhood=3
+    )
+    found = precision_recall(REAL, FAKE)
+    agree("precision by torch_fidelity", found.precision, expected["precision"], 1e-7)
+    agree("recall by torch_fidelity", found.recall, expected["recall"], 1e-7)
+
+
+def test_prdc():
+    import prdc
+
+    expected = prdc.compute_prdc(REAL, FAKE, nearest_k=5)
+    found = (*precision_recall(REAL, FAKE, k=5), *density_coverage(REAL, FAKE, k=5))
+    names = ("precision", "recall", "density", "coverage")
+    for name, value in zip(names, found, strict=True):
+        agree(f"{name} by prdc", value, expected[name], 0.0)
