@@ -33,7 +33,7 @@ from mcmeqx import (
     x_prediction,
 )
 from mcmeqx._describe import describe, rebuild
-from mcmeqx.nets import AbstractNetwork, MLPConfig, Stage, UViTConfig
+from mcmeqx.nets import AbstractNetwork, MLPConfig, Stage, UNetConfig, UViTConfig
 
 pytestmark = pytest.mark.usefixtures("as_users_run")
 KEY = jax.random.key(0)
@@ -45,6 +45,9 @@ UVIT = UViTConfig(
     null_class=True,
     embedding=8,
     head_width=8,
+)
+UNET = UNetConfig(
+    8, 8, (1, 2), attention=(4,), classes=3, null_class=True, embedding=8, head_width=8
 )
 
 
@@ -74,6 +77,7 @@ def models():
             Denoiser(moved(MLP), Shifted(64, 32, 64, half), x_prediction)
         ),
         "uvit": Denoiser(moved(UVIT), half, eps_prediction, jnp.dtype("bfloat16")),
+        "unet": Denoiser(moved(UNET), half),
     }
 
 
@@ -95,7 +99,10 @@ def save_step(folder, model, step):
     "name",
     [
         "mlp",
-        *(pytest.param(n, marks=pytest.mark.slow) for n in ("uvit", "taking a scale")),
+        *(
+            pytest.param(n, marks=pytest.mark.slow)
+            for n in ("uvit", "taking a scale", "unet")
+        ),
     ],
 )
 def test_a_model_comes_back_from_each_kind_of_file(tmp_path, name):
@@ -125,7 +132,9 @@ class Gain(AbstractNetwork):
 def test_a_part_that_is_not_the_librarys_is_named(tmp_path):
     foreign = Denoiser(Gain(jnp.float32(0.5)), Cosine())
     save_model(tmp_path / "gain.eqx", foreign)
-    with pytest.raises(ValueError, match=r"network is Gain, .* MLPConfig, UViTConfig"):
+    with pytest.raises(
+        ValueError, match=r"network is Gain, .* MLPConfig, UNetConfig, UViTConfig"
+    ):
         load(tmp_path / "gain.eqx")
     again = load_model(tmp_path / "gain.eqx", foreign)
     assert eqx.tree_equal(again, foreign)

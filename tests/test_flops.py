@@ -1,5 +1,6 @@
 """Operations counted by hand, layer by layer, and by XLA where nothing is scanned."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
@@ -14,10 +15,13 @@ from mcmeqx import (
     count_flops,
     matmul_peak,
 )
-from mcmeqx.nets import MLPConfig
+from mcmeqx.nets import MLPConfig, unet32
+from mcmeqx.nets._network import network_shapes
 
 A, B, W = (jnp.ones(s, jnp.float32) for s in ((5, 7), (7, 3), (3, 3, 4, 8)))
 IMAGE = jnp.ones((2, 6, 6, 4), jnp.float32)
+# Along an axis of six pixels three taps meet 3 * 6 - 2 of them; the rest is padding.
+CONVOLUTION = 2 * 2 * 16**2 * 4 * 8
 
 
 def convolve(x, w):
@@ -39,7 +43,7 @@ SQUARE = jnp.ones((4, 4), jnp.float32)
         (jnp.matmul, (A, B), 2 * 5 * 7 * 3),
         (jax.jit(jnp.matmul), (A, B), 2 * 5 * 7 * 3),
         (lambda a, b: jnp.tanh(a + b), (A, A), 0),
-        (convolve, (IMAGE, W), 2 * 2 * 36 * 9 * 4 * 8),
+        (convolve, (IMAGE, W), CONVOLUTION),
         (scanned, (SQUARE,), 9 * 2 * 4**3),
         (jax.checkpoint(scanned), (SQUARE,), 9 * 2 * 4**3),
         (jax.vmap(jnp.matmul), (jnp.ones((6, 2, 3)), jnp.ones((6, 3, 5))), 6 * 60),
@@ -62,13 +66,13 @@ def test_the_gradient_of_a_product_and_of_a_convolution_costs_twice_as_much():
     def dense(a):
         return jnp.sum(jnp.matmul(a, B) ** 2)
 
-    def conv(w):
-        return jnp.sum(convolve(IMAGE, w) ** 2)
+    def conv(w, image):
+        return jnp.sum(convolve(image, w) ** 2)
 
     assert count_flops(jax.value_and_grad(dense), A) == 2 * 2 * 5 * 7 * 3
-    cost = 2 * 2 * 36 * 9 * 4 * 8
-    # The convolution's own gradient pads: more taps are counted than forward.
-    assert cost * 2 <= count_flops(jax.value_and_grad(conv), W) <= cost * 3.5
+    both = jax.value_and_grad(conv, argnums=(0, 1))
+    assert count_flops(jax.value_and_grad(conv), W, IMAGE) == 2 * CONVOLUTION
+    assert count_flops(both, W, IMAGE) == 3 * CONVOLUTION
 
 
 def test_a_training_step_of_an_mlp_is_what_xla_counts(as_users_run):
@@ -88,6 +92,47 @@ def test_a_training_step_of_an_mlp_is_what_xla_counts(as_users_run):
     # XLA counts elementwise work too, which such narrow layers have much of.
     xla = compiled.cost_analysis()["flops"]
     assert 0.6 * xla < found < 1.03 * xla
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("lhs_dilation", [1, 3])
+@pytest.mark.parametrize("rhs_dilation", [1, 2])
+@pytest.mark.parametrize("padding", [(0, 0), (1, 3), (2, 0)])
+def test_products_of_a_convolution_are_those_of_its_matrix(
+    stride, lhs_dilation, rhs_dilation, padding
+):
+    def convolve(x, w):
+        return jax.lax.conv_general_dilated(
+            x,
+            w,
+            (stride,),
+            (padding,),
+            (lhs_dilation,),
+            (rhs_dilation,),
+            ("NWC", "WIO", "NWC"),
+        )
+
+    # With ones for weights and image, the sum of outputs is the number of products.
+    x, w = jnp.ones((2, 7, 3), jnp.float32), jnp.ones((3, 3, 5), jnp.float32)
+    assert count_flops(convolve, x, w) == 2 * int(jnp.sum(convolve(x, w)))
+
+
+@pytest.mark.slow
+def test_passes_of_a_unet_cost_what_xla_counts(as_users_run):
+    """A step is the network's passes; XLA counts elementwise work beside products."""
+    arrays, static = eqx.partition(
+        network_shapes(unet32), lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct)
+    )
+    z = jax.ShapeDtypeStruct((2, 3, 32, 32), jnp.float32)
+
+    def loss(arrays, z):
+        network = eqx.combine(arrays, static)
+        return jnp.sum(jax.vmap(lambda z: network(z, jnp.float32(0.3)))(z) ** 2)
+
+    for function in (loss, jax.grad(loss)):
+        found = count_flops(function, arrays, z)
+        xla = jax.jit(function).lower(arrays, z).cost_analysis()["flops"]
+        assert found == pytest.approx(xla, rel=0.03)
 
 
 def test_the_measured_peak_is_one_that_a_machine_can_have():

@@ -23,6 +23,7 @@ from mcmeqx.nets import (
     AbstractNetwork,
     MLPConfig,
     Stage,
+    UNetConfig,
     UViTConfig,
     count_parameters,
     imagenet64_large,
@@ -30,17 +31,20 @@ from mcmeqx.nets import (
     imagenet128_large,
     imagenet128_small,
     noise_level_features,
+    unet32,
 )
 from mcmeqx.nets._network import Embedding
 
 KEY = jax.random.key(0)
 STAGES = (Stage("resnet", 8, 1, 0.3), Stage("transformer", 16, 2, 0.3))
+HEADS = {"classes": 4, "head_width": 8}
 NETWORKS = (
     (MLPConfig(3, width=8, depth=2, embedding=8), (3,)),
     (MLPConfig(3, width=8, depth=1, classes=4, embedding=8), (3,)),
     (UViTConfig(8, STAGES, embedding=8, head_width=8), (3, 8, 8)),
     (UViTConfig(8, STAGES, 1, 4, embedding=8, head_width=8, patch=2), (1, 8, 8)),
     (UViTConfig(8, STAGES[::-1], embedding=8, head_width=8), (3, 8, 8)),
+    (UNetConfig(8, 8, (1, 2), 1, (4,), embedding=8, dropout=0.3, **HEADS), (3, 8, 8)),
 )
 networks = pytest.mark.parametrize(
     ("config", "shape"),
@@ -151,7 +155,9 @@ def test_a_label_is_asked_for_exactly_when_there_are_classes(config, shape):
 
 
 @pytest.mark.parametrize(
-    ("config", "shape"), [NETWORKS[i] for i in (1, 3, 4)], ids=["mlp", "uvit", "turned"]
+    ("config", "shape"),
+    [NETWORKS[i] for i in (1, 3, 4, 5)],
+    ids=["mlp", "uvit", "turned", "unet"],
 )
 def test_every_path_of_the_conditioning_has_a_gradient(config, shape):
     _, network = built(config)
@@ -183,7 +189,7 @@ def test_dropout_acts_only_with_a_key(config, shape):
         call(network, *arguments, key=jax.random.key(i)) for i in (0, 0, 1)
     )
     np.testing.assert_array_equal(first, again)
-    if isinstance(config, UViTConfig):
+    if not isinstance(config, MLPConfig):
         assert np.abs(first - other).max() > 1e-5
         assert np.abs(first - plain).max() > 1e-5
 
@@ -200,6 +206,25 @@ def test_dropout_acts_only_with_a_key(config, shape):
 )
 def test_parameter_counts_are_those_of_the_paper(config, stated):
     assert count_parameters(config) == pytest.approx(stated, rel=0.01)
+
+
+def test_the_unet_has_the_parameters_that_its_levels_add_up_to():
+    def block(n_in, n_out):
+        film = (256 + 1) * 2 * n_out
+        convolutions = 9 * n_in * n_out + n_out + 9 * n_out**2 + n_out
+        skip = 0 if n_in == n_out else (n_in + 1) * n_out
+        return 2 * n_in + 2 * n_out + convolutions + film + skip
+
+    attention = 2 * 128 + (128 + 1) * 3 * 128 + (128 + 1) * 128
+    down = block(64, 64) + block(64, 128) + block(128, 128)
+    between = block(64, 64) + 3 * block(128, 128)
+    coarse = 2 * block(256, 128)
+    up = coarse + block(256, 128) + block(192, 128) + block(192, 64) + block(128, 64)
+    ends = (256 + 1) * 256 + (27 + 1) * 64 + 2 * 64 + (9 * 64 + 1) * 3
+    middle = 2 * block(128, 128)
+    total = ends + down + between + middle + up + 7 * attention
+    assert count_parameters(unet32) == total
+    assert total == pytest.approx(5.66e6, rel=0.01)
 
 
 def readout_error(student_steps: int, width: int, **options) -> float:
@@ -320,6 +345,13 @@ def test_a_denoiser_hands_label_and_key_to_a_network_in_its_own_precision():
         (lambda: UViTConfig(8, STAGES, head_width=7), "head_width 7"),
         (lambda: UViTConfig(8, (Stage("resnet", 8, 0),)), "depth"),
         (lambda: UViTConfig(8, (Stage("resnet", 8, 1, 1.0),)), "dropout"),
+        (lambda: UNetConfig(8, 0), "width"),
+        (lambda: UNetConfig(32, multipliers=()), "multipliers"),
+        (lambda: UNetConfig(32, dropout=1.0), "dropout"),
+        (lambda: UNetConfig(32, classes=0), "classes"),
+        (lambda: UNetConfig(30), "30"),
+        (lambda: UNetConfig(32, attention=(4,)), r"attention .* \[32, 16, 8\]"),
+        (lambda: UNetConfig(32, head_width=48), "head_width 48"),
         (lambda: noise_level_features(jnp.float32(0.0), 5), "5"),
     ],
 )

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mcmeqx import Cosine, Denoiser
-from mcmeqx.nets import MLPConfig, Stage, UViTConfig
+from mcmeqx.nets import MLPConfig, Stage, UNetConfig, UViTConfig
 
 KEY = jax.random.key(0)
 BFLOAT16 = jnp.dtype("bfloat16")
@@ -23,7 +23,17 @@ UVIT = UViTConfig(
     head_width=8,
 )
 MLP = MLPConfig(3, width=8, depth=2, classes=4, guidance_input=True, embedding=12)
-CONFIGS = {"uvit": (UVIT, (3, 8, 8)), "mlp": (MLP, (3,))}
+UNET = UNetConfig(
+    8,
+    24,
+    (1, 1),
+    attention=(4,),
+    classes=4,
+    guidance_input=True,
+    embedding=12,
+    head_width=8,
+)
+CONFIGS = {"uvit": (UVIT, (3, 8, 8)), "unet": (UNET, (3, 8, 8)), "mlp": (MLP, (3,))}
 denoisers = pytest.mark.parametrize("name", CONFIGS)
 
 

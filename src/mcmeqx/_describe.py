@@ -14,10 +14,10 @@ import jax.numpy as jnp
 
 from mcmeqx._denoiser import Denoiser, eps_prediction, v_prediction, x_prediction
 from mcmeqx._schedule import Cosine, Shifted
-from mcmeqx.nets import MLPConfig, Stage, UViTConfig
+from mcmeqx.nets import MLPConfig, Stage, UNetConfig, UViTConfig
 from mcmeqx.nets._network import network_shapes
 
-CONFIGS = (MLPConfig, UViTConfig)
+CONFIGS = (MLPConfig, UNetConfig, UViTConfig)
 SCHEDULES = (Cosine, Shifted)
 PREDICTIONS = (x_prediction, eps_prediction, v_prediction)
 PARTS = ("network", "schedule", "prediction", "dtype")

@@ -1,7 +1,8 @@
 """How many floating-point operations a function takes, and how many a device can do.
 
-Only matrix products and convolutions count, two operations for each multiply-add; the
-body of a scan counts as often as it runs, which XLA's own cost analysis does not do.
+Only matrix products and convolutions count, two operations for each multiply-add, and
+of a convolution no product with padding; the body of a scan counts as often as it runs,
+which XLA's own cost analysis does not do.
 """
 
 import math
@@ -12,6 +13,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def count_flops(function: Callable[..., Any], *args: Any) -> int:
@@ -36,15 +38,39 @@ def _of_equation(equation: Any) -> int:
         depth = math.prod(shape[axis] for axis in contracted)
         return 2 * math.prod(equation.outvars[0].aval.shape) * depth
     if name == "conv_general_dilated":
-        kernel = equation.invars[1].aval.shape
-        out_axis = params["dimension_numbers"].rhs_spec[0]
-        taps = math.prod(kernel) // kernel[out_axis]
-        outputs = math.prod(equation.outvars[0].aval.shape)
-        return 2 * outputs * taps // math.prod(params["lhs_dilation"])
+        return _of_convolution(equation)
     inner = [_of_jaxpr(jaxpr) for jaxpr in _inner(params)]
     if name == "cond":
         return max(inner)
     return sum(inner) * params.get("length", 1)
+
+
+def _of_convolution(equation: Any) -> int:
+    params, numbers = equation.params, equation.params["dimension_numbers"]
+    image, kernel = (a.aval.shape for a in equation.invars)
+    out = equation.outvars[0].aval.shape
+    axes = zip(
+        [image[axis] for axis in numbers.lhs_spec[2:]],
+        [kernel[axis] for axis in numbers.rhs_spec[2:]],
+        [out[axis] for axis in numbers.out_spec[2:]],
+        params["window_strides"],
+        [low for low, _ in params["padding"]],
+        params["lhs_dilation"],
+        params["rhs_dilation"],
+        strict=True,
+    )
+    batch, channels = (out[axis] for axis in numbers.out_spec[:2])
+    products = batch * channels * kernel[numbers.rhs_spec[1]]
+    return 2 * products * math.prod(_pairs(*axis) for axis in axes)
+
+
+def _pairs(
+    image: int, kernel: int, out: int, stride: int, low: int, spread: int, step: int
+) -> int:
+    """How often a kernel's element meets one of the image's, along one axis."""
+    at = np.arange(out)[:, None] * stride + np.arange(kernel) * step - low
+    inside = (at >= 0) & (at <= (image - 1) * spread)
+    return int(np.sum(inside & (at % spread == 0)))
 
 
 def _inner(params: dict[str, Any]) -> Iterator[Any]:

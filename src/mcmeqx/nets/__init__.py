@@ -10,6 +10,9 @@ from mcmeqx.nets._presets import imagenet64_large as imagenet64_large
 from mcmeqx.nets._presets import imagenet64_small as imagenet64_small
 from mcmeqx.nets._presets import imagenet128_large as imagenet128_large
 from mcmeqx.nets._presets import imagenet128_small as imagenet128_small
+from mcmeqx.nets._presets import unet32 as unet32
+from mcmeqx.nets._unet import UNet as UNet
+from mcmeqx.nets._unet import UNetConfig as UNetConfig
 from mcmeqx.nets._uvit import Stage as Stage
 from mcmeqx.nets._uvit import UViT as UViT
 from mcmeqx.nets._uvit import UViTConfig as UViTConfig

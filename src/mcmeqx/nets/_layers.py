@@ -10,6 +10,7 @@ vector is a sum over all pixels and examples, which bfloat16 cannot hold.
 """
 
 import math
+from collections.abc import Callable
 
 import equinox as eqx
 import jax
@@ -17,6 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 Map = Float[Array, "height width channel"]
+NewMap = Float[Array, "new_height new_width new_channel"]
 Tokens = Float[Array, "token channel"]
 Vector = Float[Array, " embedding"]
 
@@ -117,7 +119,10 @@ class RMSNorm(eqx.Module):
 
 
 class ResNetBlock(eqx.Module):
-    """x plus norm, swish, convolution, norm, FiLM, swish, dropout, zero convolution."""
+    """x plus norm, swish, convolution, norm, FiLM, swish, dropout, zero convolution.
+
+    x itself goes through a linear map where the block changes the channels.
+    """
 
     norm_in: GroupNorm
     conv_in: Conv
@@ -125,23 +130,44 @@ class ResNetBlock(eqx.Module):
     film: Dense
     dropout: eqx.nn.Dropout
     conv_out: Conv
+    project: Dense | None
 
     def __init__(
-        self, width: int, embedding: int, dropout: float, *, key: Key[Array, ""]
+        self,
+        n_in: int,
+        n_out: int,
+        embedding: int,
+        dropout: float,
+        *,
+        key: Key[Array, ""],
     ):
         in_key, film_key, out_key = jax.random.split(key, 3)
-        self.norm_in = GroupNorm(width)
-        self.conv_in = Conv(width, width, key=in_key)
-        self.norm_out = GroupNorm(width)
-        self.film = Dense(embedding, 2 * width, gain=0.1, key=film_key)
+        self.norm_in = GroupNorm(n_in)
+        self.conv_in = Conv(n_in, n_out, key=in_key)
+        self.norm_out = GroupNorm(n_out)
+        self.film = Dense(embedding, 2 * n_out, gain=0.1, key=film_key)
         self.dropout = eqx.nn.Dropout(dropout)
-        self.conv_out = Conv(width, width, gain=0.0, key=out_key)
+        self.conv_out = Conv(n_out, n_out, gain=0.0, key=out_key)
+        self.project = None
+        if n_in != n_out:
+            self.project = Dense(n_in, n_out, key=jax.random.fold_in(key, 3))
 
-    def __call__(self, x: Map, emb: Vector, key: Key[Array, ""] | None) -> Map:
-        """The map after the block, in the shape of `x`."""
-        h = self.conv_in(jax.nn.silu(self.norm_in(x)))
+    def __call__(
+        self,
+        x: Map,
+        emb: Vector,
+        key: Key[Array, ""] | None,
+        resample: Callable[[Map], NewMap] = lambda x: x,
+    ) -> NewMap:
+        """The map after the block, with `n_out` channels.
+
+        `resample` may change its resolution, of x too, before the first convolution.
+        """
+        h = self.conv_in(resample(jax.nn.silu(self.norm_in(x))))
         h = jax.nn.silu(film(self.norm_out(h), self.film(emb)))
         h = self.dropout(h, key=key, inference=key is None)
+        x = resample(x)
+        x = x if self.project is None else self.project(x)
         return x + self.conv_out(h)
 
 
@@ -206,9 +232,6 @@ class Fusion(eqx.Module):
         return (self.norm_h(h) + self.norm_skip(skip)) * math.sqrt(0.5)
 
 
-NewMap = Float[Array, "new_height new_width new_channel"]
-
-
 def fold(x: Map, side: int) -> NewMap:
     """Blocks of `side` x `side` pixels made channels of one pixel."""
     height, width, channel = x.shape
@@ -229,3 +252,8 @@ def pool(x: Map) -> NewMap:
     """The mean of each 2x2 block."""
     height, width, channel = x.shape
     return x.reshape(height // 2, 2, width // 2, 2, channel).mean((1, 3))
+
+
+def upsample(x: Map) -> NewMap:
+    """Each pixel made a 2x2 block of itself."""
+    return jnp.repeat(jnp.repeat(x, 2, 0), 2, 1)

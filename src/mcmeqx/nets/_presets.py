@@ -1,11 +1,13 @@
-"""The UViTs of the paper (Heek et al. 2024, app. A.2) and the demo's."""
+"""The UViTs of the paper (Heek et al. 2024, app. A.2), the demo's, and a U-Net."""
 
 import math
+from typing import Any
 
 import equinox as eqx
 import jax
 
 from mcmeqx.nets._network import network_shapes
+from mcmeqx.nets._unet import UNetConfig
 from mcmeqx.nets._uvit import Stage, UViTConfig
 
 imagenet64_small = UViTConfig(
@@ -58,9 +60,10 @@ demo64 = UViTConfig(
     null_class=True,
     embedding=128,
 )
+unet32 = UNetConfig(32)
 
 
-def count_parameters(config: UViTConfig) -> int:
+def count_parameters(config: Any) -> int:
     """Parameters of the network that `config` builds; allocates nothing."""
     shapes = network_shapes(config)
     arrays = eqx.filter(shapes, lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct))

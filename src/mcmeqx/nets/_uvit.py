@@ -29,6 +29,7 @@ from mcmeqx.nets._layers import (
     fold,
     pool,
     unfold,
+    upsample,
     wide,
 )
 from mcmeqx.nets._network import AbstractNetwork, Embedding, check_conditioning
@@ -131,12 +132,11 @@ class ResNets(eqx.Module):
     def __init__(
         self, config: UViTConfig, stage: Stage, *, fuse: bool, key: Key[Array, ""]
     ):
-        keys = jax.random.split(key, stage.depth)
+        keys, n = jax.random.split(key, stage.depth), stage.width
         self.blocks = tuple(
-            ResNetBlock(stage.width, config.embedding, stage.dropout, key=k)
-            for k in keys
+            ResNetBlock(n, n, config.embedding, stage.dropout, key=k) for k in keys
         )
-        self.fusions = tuple(Fusion(stage.width) for _ in keys) if fuse else None
+        self.fusions = tuple(Fusion(n) for _ in keys) if fuse else None
         self.remat = config.remat
 
     def __call__(
@@ -292,7 +292,7 @@ class UViT(AbstractNetwork):
         h = (wide(h) + wide(self.position)).astype(h.dtype)
         h, _ = self.middle(h, emb, None, keys.pop())
         for stage, narrow in zip(self.up[::-1], self.wide_to_narrow[::-1], strict=True):
-            h = jnp.repeat(jnp.repeat(narrow(h), 2, 0), 2, 1)
+            h = upsample(narrow(h))
             h, _ = stage(h, emb, skips.pop(), keys.pop())
         out = self.head(jax.nn.silu(self.norm(h)))
         return unfold(out, self.config.patch).transpose(2, 0, 1)
