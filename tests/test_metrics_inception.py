@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.interpolate
 
 from mcmeqx.metrics import Inception, features
-from mcmeqx.metrics._inception import resized
+from mcmeqx.metrics._inception import as_pytorch_fid, as_tensorflow
 from mcmeqx.metrics._inception_blocks import average_pool, max_pool
 
 RNG = np.random.default_rng(0)
@@ -21,7 +22,7 @@ def test_features_and_logits_are_those_of_pytorch_fid():
     with np.load(inception_reference.FILE) as stored:
         expected = {name: stored[name] for name in stored.files}
     tensors = inception_reference.weights(json.loads(str(expected["shapes"])))
-    network = Inception.from_tensors(tensors, "random")
+    network = Inception.from_tensors(tensors, "pytorch-fid", "random")
     assert (network.dims, network.classes) == (2048, 1008)
     found = features(network, 2 * inception_reference.images() - 1, batch_size=2)
     np.testing.assert_allclose(found, expected["features"], atol=1e-4)
@@ -31,7 +32,7 @@ def test_features_and_logits_are_those_of_pytorch_fid():
 
 def test_weights_that_lack_a_tensor_are_refused():
     with pytest.raises(ValueError, match=r"lack 'Conv2d_1a_3x3\.bn\.running_var'"):
-        Inception.from_tensors({}, "none")
+        Inception.from_tensors({}, "tensorflow", "none")
 
 
 def test_a_file_of_another_hash_is_refused_unless_it_is_named(tmp_path):
@@ -39,11 +40,11 @@ def test_a_file_of_another_hash_is_refused_unless_it_is_named(tmp_path):
     path.write_bytes(b"")
     empty = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
     with pytest.raises(ValueError, match=f"sha256 {empty}, expected 6726825d"):
-        Inception.load(path)
+        Inception.load(path, "tensorflow")
     with pytest.raises(ValueError, match="not a PyTorch file"):
-        Inception.load(path, empty)
+        Inception.load(path, "tensorflow", sha256=empty)
     with pytest.raises(FileNotFoundError):
-        Inception.load(tmp_path / "none.pth")
+        Inception.load(tmp_path / "none.pth", "tensorflow")
 
 
 @pytest.mark.parametrize("shape", [(5, 9), (299, 299), (310, 700)])
@@ -56,7 +57,19 @@ def test_resize_is_bilinear_between_the_two_nearest_pixels(shape):
         weight = (at - low)[:, None] if axis == 2 else (at - low)[:, None, None]
         below, above = (np.take(expected, low + i, axis) for i in (0, 1))
         expected = below * (1 - weight) + above * weight
-    np.testing.assert_allclose(resized(jnp.asarray(x)), expected, atol=1e-10)
+    np.testing.assert_allclose(as_pytorch_fid(jnp.asarray(x)), expected, atol=1e-10)
+
+
+@pytest.mark.parametrize("shape", [(5, 9), (299, 299), (310, 700)])
+def test_tensorflows_resize_starts_at_the_corner_and_repeats_the_last_pixel(shape):
+    x = RNG.uniform(-1, 1, size=(1, *shape, 2))
+    padded = np.pad((x + 1) * 127.5, ((0, 0), (0, 1), (0, 1), (0, 0)), mode="edge")
+    at = [np.arange(299) * n / 299 for n in shape]
+    points = np.stack(np.meshgrid(*at, indexing="ij"), -1)
+    grid = [np.arange(n + 1) for n in shape]
+    expected = scipy.interpolate.interpn(grid, padded[0], points)
+    found = as_tensorflow(jnp.asarray(x))[0]
+    np.testing.assert_allclose(found, (expected - 128) / 128, atol=1e-10)
 
 
 def test_pools_leave_out_the_padding():
@@ -76,7 +89,7 @@ def test_the_network_is_traced_with_shapes_alone():
     with np.load(inception_reference.FILE) as stored:
         shapes = json.loads(str(stored["shapes"]))
     tensors = {name: np.zeros(s, np.float32) for name, s in shapes.items()}
-    network = Inception.from_tensors(tensors, "zeros")
+    network = Inception.from_tensors(tensors, "tensorflow", "zeros")
     grey = jax.ShapeDtypeStruct((3, 1, 32, 32), jnp.float32)
     out = jax.eval_shape(network, grey)
     assert (out.shape, out.dtype) == ((3, 2048), jnp.float32)

@@ -87,6 +87,7 @@ class EfficientNetLite0(AbstractFeatureNetwork):
     head: _Folded | None
     classifier: _Folded | None
     name: str = eqx.field(static=True)
+    resize: str = eqx.field(default="bilinear to 64 where smaller", static=True)
 
     @classmethod
     def load(cls, blocks: int | None = None) -> "EfficientNetLite0":
@@ -162,11 +163,6 @@ class EfficientNetLite0(AbstractFeatureNetwork):
     def classes(self) -> int:
         """ImageNet's 1,000; 0 for a network that is cut."""
         return 0 if self.classifier is None else len(self.classifier.bias)
-
-    @property
-    def resize(self) -> str:
-        """How small images are enlarged."""
-        return "bilinear to 64 where smaller"
 
     def __call__(
         self, images: Float[Array, "batch channel height width"]

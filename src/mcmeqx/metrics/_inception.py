@@ -5,16 +5,21 @@ PyTorch re-issue that pytorch-fid and torch-fidelity read, whose file the user h
 bring: `pt_inception-2015-12-05-6726825d.pth`.
 """
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from mcmeqx.metrics._inception_blocks import (
     Convolution,
+    Maps,
     Mixed,
+    NewMaps,
     Tensors,
     convolution,
     max_pool,
@@ -27,22 +32,58 @@ _SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 _SIDE = 299
 
 
+def as_pytorch_fid(x: Maps) -> NewMaps:
+    """Bilinear to 299 x 299 with half-pixel centres, clamped edges, no antialiasing."""
+    shape = (x.shape[0], _SIDE, _SIDE, x.shape[3])
+    return jax.image.resize(x, shape, "linear", antialias=False)
+
+
+def as_tensorflow(x: Maps) -> NewMaps:
+    """Bilinear to 299 x 299, pixel i from i n / 299, and (pixel - 128) / 128."""
+    x = ((x + 1.0) * 127.5 - 128.0) / 128.0
+    for axis in (1, 2):
+        at = np.arange(_SIDE) * x.shape[axis] / _SIDE
+        low = at.astype(np.int32)
+        high = np.minimum(low + 1, x.shape[axis] - 1)
+        weight = jnp.asarray(np.expand_dims(at - low, (1, 2)[: 3 - axis]), x.dtype)
+        below, above = (jnp.take(x, rows, axis) for rows in (low, high))
+        x = below + (above - below) * weight
+    return x
+
+
+_INPUTS = {
+    "tensorflow": (as_tensorflow, "bilinear to 299, corners, as TensorFlow's graph"),
+    "pytorch-fid": (as_pytorch_fid, "bilinear to 299, centres, as pytorch-fid"),
+}
+
+
 class Inception(AbstractFeatureNetwork):
     """Features of images by FID's Inception: 2,048 numbers each.
 
-    Images are brought to 299 x 299 by bilinear interpolation with half-pixel centres
-    and no antialiasing, as pytorch-fid does; TensorFlow's own graph places its pixels
-    otherwise and clean-fid interpolates by bicubic filters, so results differ by that.
+    What stands before the network differs between programs, and so do their results:
+    TensorFlow's graph is that of ADM, EDM and torch-fidelity, pytorch-fid has its own,
+    and clean-fid's bicubic filter is not here.
     """
 
     stem: tuple[Convolution, ...]
     blocks: tuple[Mixed, ...]
     classifier: Float[Array, "feature classes"]
+    prepare: Callable[[Array], Array] = eqx.field(static=True)
     name: str = eqx.field(static=True)
+    resize: str = eqx.field(static=True)
 
     @classmethod
-    def load(cls, path: Path | str, sha256: str = _SHA256) -> "Inception":
+    def load(
+        cls,
+        path: Path | str,
+        like: Literal["tensorflow", "pytorch-fid"],
+        *,
+        sha256: str = _SHA256,
+    ) -> "Inception":
         """The network with the weights in `path`, checked by their hash.
+
+        `like` says whose resizing and scaling stand before it: `as_tensorflow`, for
+        statistics of ADM and EDM, or `as_pytorch_fid`.
 
         Another file than the one that published figures are on is refused unless its
         `sha256` (hexadecimal) is given, and then named in the results. Raises
@@ -50,10 +91,12 @@ class Inception(AbstractFeatureNetwork):
         """
         name = "FID Inception 2015-12-05, 2048-d"
         name += "" if sha256 == _SHA256 else f", weights {sha256[:16]}"
-        return cls.from_tensors(read_torch_file(Path(path), sha256), name)
+        return cls.from_tensors(read_torch_file(Path(path), sha256), like, name)
 
     @classmethod
-    def from_tensors(cls, tensors: Tensors, name: str) -> "Inception":
+    def from_tensors(
+        cls, tensors: Tensors, like: Literal["tensorflow", "pytorch-fid"], name: str
+    ) -> "Inception":
         """The network from PyTorch's names and layouts; ValueError where one lacks."""
         try:
             stem = (
@@ -67,7 +110,15 @@ class Inception(AbstractFeatureNetwork):
             blocks = mixed_blocks(tensors)
         except KeyError as error:
             raise ValueError(f"the weights lack {error}: not FID's Inception") from None
-        return cls(stem=stem, blocks=blocks, classifier=classifier, name=name)
+        prepare, resize = _INPUTS[like]
+        return cls(
+            stem=stem,
+            blocks=blocks,
+            classifier=classifier,
+            prepare=prepare,
+            name=name,
+            resize=resize,
+        )
 
     @property
     def dims(self) -> int:
@@ -79,16 +130,11 @@ class Inception(AbstractFeatureNetwork):
         """1,008, some of which nothing was ever trained to be."""
         return self.classifier.shape[1]
 
-    @property
-    def resize(self) -> str:
-        """How images are brought to 299 x 299."""
-        return "bilinear to 299, half-pixel centres, no antialiasing (as pytorch-fid)"
-
     def __call__(
         self, images: Float[Array, "batch channel height width"]
     ) -> Float[Array, "batch 2048"]:
         """Pooled features, float32, of images in [-1, 1] of one channel or three."""
-        x = resized(images.astype(jnp.float32).transpose(0, 2, 3, 1))
+        x = self.prepare(images.astype(jnp.float32).transpose(0, 2, 3, 1))
         x = jnp.broadcast_to(x, (*x.shape[:3], 3))
         for convolve in self.stem[:3]:
             x = convolve(x)
@@ -105,11 +151,3 @@ class Inception(AbstractFeatureNetwork):
     ) -> Float[Array, "batch 1008"]:
         """Class scores without their bias, as published Inception Scores take them."""
         return features @ self.classifier
-
-
-def resized(
-    x: Float[Array, "batch height width channel"],
-) -> Float[Array, "batch 299 299 channel"]:
-    """FID's resize: bilinear, half-pixel centres, clamped edges, no antialiasing."""
-    shape = (x.shape[0], _SIDE, _SIDE, x.shape[3])
-    return jax.image.resize(x, shape, "linear", antialias=False)

@@ -19,6 +19,8 @@ class AbstractFeatureNetwork(eqx.Module):
 
     name: eqx.AbstractVar[str]
     """What results say of it, with the number of features."""
+    resize: eqx.AbstractVar[str]
+    """How it brings images to its size, for results to say."""
 
     @property
     @abc.abstractmethod
@@ -29,11 +31,6 @@ class AbstractFeatureNetwork(eqx.Module):
     @abc.abstractmethod
     def classes(self) -> int:
         """Number of `logits`; 0 where the network has no classifier."""
-
-    @property
-    @abc.abstractmethod
-    def resize(self) -> str:
-        """How images are brought to the network's size, for results to say."""
 
     @abc.abstractmethod
     def __call__(
