@@ -31,6 +31,11 @@ class Npz:
         except ZIP_DAMAGE as error:
             raise self._damaged(error) from error
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the arrays."""
+        return tuple(name.removesuffix(".npy") for name in self._archive.namelist())
+
     def header(self, name: str) -> ArrayHeader:
         """Shape and dtype of the array `name`; refuses arrays of objects."""
         try:

@@ -27,7 +27,7 @@ def unpickle(file: Readable, where: str) -> dict[str, Any]:
     than arrays and scalars of integers and floats.
     """
     try:
-        value = _Unpickler(file, encoding="latin1").load()
+        value = _plain(_Unpickler(file, encoding="latin1").load())
     # Bytes at random make an unpickler raise nearly anything.
     except Exception as error:
         raise ValueError(
@@ -36,10 +36,17 @@ def unpickle(file: Readable, where: str) -> dict[str, Any]:
         ) from error
     if type(value) is not dict:
         raise ValueError(f"{where} holds a {type(value).__name__}, expected a dict")
-    return {
-        str(key): item.value if type(item) is _Array else item
-        for key, item in value.items()
-    }
+    return value
+
+
+def _plain(item: Any, depth: int = 2) -> Any:
+    """The item with arrays for their stand-ins, in dicts within a dict and no deeper.
+
+    A pickle can name one dict twice within another, and that again, and so on.
+    """
+    if type(item) is dict and depth:
+        return {str(key): _plain(value, depth - 1) for key, value in item.items()}
+    return item.value if type(item) is _Array else item
 
 
 class _Unpickler(pickle.Unpickler):

@@ -1,6 +1,7 @@
 """Distances between samples and data, and the feature network behind them."""
 
 from mcmeqx.metrics._efficientnet import EfficientNetLite0 as EfficientNetLite0
+from mcmeqx.metrics._frechet import Gaussian as Gaussian
 from mcmeqx.metrics._frechet import Moments as Moments
 from mcmeqx.metrics._frechet import frechet_distance as frechet_distance
 from mcmeqx.metrics._inception import Inception as Inception
@@ -14,4 +15,8 @@ from mcmeqx.metrics._neighbours import density_coverage as density_coverage
 from mcmeqx.metrics._neighbours import precision_recall as precision_recall
 from mcmeqx.metrics._network import AbstractFeatureNetwork as AbstractFeatureNetwork
 from mcmeqx.metrics._network import features as features
+from mcmeqx.metrics._reference import Reference as Reference
+from mcmeqx.metrics._reference import read_reference as read_reference
+from mcmeqx.metrics._reference import reference as reference
+from mcmeqx.metrics._reference import save_reference as save_reference
 from mcmeqx.metrics._sliced import sliced_wasserstein as sliced_wasserstein

@@ -51,14 +51,28 @@ class Moments:
         return self.scatter / (self.count - 1)
 
 
-def _same_width(a: Moments, b: Moments) -> None:
+@dataclass(frozen=True)
+class Gaussian:
+    """Mean and covariance alone, as files of statistics keep them."""
+
+    mean: np.ndarray
+    """(d,)."""
+    sigma: np.ndarray
+    """(d, d)."""
+
+    def covariance(self) -> np.ndarray:
+        """`sigma`, as `Moments` have theirs."""
+        return self.sigma
+
+
+def _same_width(a: Moments | Gaussian, b: Moments | Gaussian) -> None:
     if a.mean.shape != b.mean.shape:
         raise ValueError(
             f"features of {len(a.mean)} and of {len(b.mean)} numbers do not compare"
         )
 
 
-def frechet_distance(a: Moments, b: Moments) -> float:
+def frechet_distance(a: Moments | Gaussian, b: Moments | Gaussian) -> float:
     """The squared Frechet distance, at least 0, in squared units of the features."""
     _same_width(a, b)
     first, second = a.covariance(), b.covariance()
