@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mcmeqx.data import Pictures
+from mcmeqx.data import Pictures, npz_images
 
 
 def solid(colour, mode: str = "RGB", side: int = 4, kind: str = "PNG") -> bytes:
@@ -199,3 +199,17 @@ def test_without_a_side_pictures_are_square_and_of_one_size(tmp_path, place):
         pictures.raw(1)
     with pytest.raises(ValueError, match="side is 0"):
         Pictures(tmp_path, side=0)
+
+
+def test_images_in_an_npz_are_read_and_arrays_of_another_kind_refused(tmp_path):
+    path = tmp_path / "samples.npz"
+    expected = np.arange(2 * 3 * 4 * 3, dtype=np.uint8).reshape(2, 3, 4, 3)
+    np.savez(path, expected, labels=np.zeros(2))
+    np.testing.assert_array_equal(npz_images(path), expected)
+    for wrong in (expected[0], expected.astype(np.float32), expected[..., :2]):
+        np.savez(path, wrong)
+        with pytest.raises(ValueError, match="expected uint8"):
+            npz_images(path)
+    np.savez(path, images=expected)
+    with pytest.raises(ValueError, match=r"expected arr_0\.npy"):
+        npz_images(path)

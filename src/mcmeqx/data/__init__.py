@@ -9,6 +9,7 @@ from mcmeqx.data._imagenet import imagenet64 as imagenet64
 from mcmeqx.data._imagenet_batches import ImageNetBatches as ImageNetBatches
 from mcmeqx.data._images import Images as Images
 from mcmeqx.data._loader import batches as batches
+from mcmeqx.data._npz_images import npz_images as npz_images
 from mcmeqx.data._openmoji import openmoji as openmoji
 from mcmeqx.data._pack import check_packed as check_packed
 from mcmeqx.data._pack import packed as packed

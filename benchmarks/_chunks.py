@@ -1,0 +1,50 @@
+"""Features chunk by chunk on disk, so that a killed evaluation goes on."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from _recipes import whole
+from tqdm import tqdm
+
+from mcmeqx.metrics import AbstractFeatureNetwork, features
+
+CHUNK = 256
+"""Images of a chunk; what is sampled depends on it, so it is no option."""
+
+
+def chunked_features(
+    make: Callable[[int, int], np.ndarray],
+    count: int,
+    network: AbstractFeatureNetwork,
+    folder: Path,
+    *,
+    batch_size: int,
+    describe: str,
+) -> np.ndarray:
+    """Features (count, d) of the images that `make(start, n)` gives, in [-1, 1].
+
+    Those of finished chunks are read from `folder`, which the images must determine.
+    """
+    out = []
+    starts = range(0, count, CHUNK)
+    for start in tqdm(starts, desc=describe, unit="chunk", leave=False):
+        path = folder / f"features_{start:08d}.npy"
+        if not path.exists():
+            images = make(start, min(CHUNK, count - start))
+            rows = features(network, images, batch_size=batch_size)
+            with whole(path) as part, part.open("wb") as file:
+                np.save(file, rows)
+        out.append(np.load(path))
+    return np.concatenate(out)
+
+
+def as_bytes(x: np.ndarray) -> np.ndarray:
+    """Samples as image files hold them: clipped and rounded to 256 levels, in [-1, 1].
+
+    Raises ValueError for samples that are not finite.
+    """
+    bad = int((~np.isfinite(x)).any(tuple(range(1, x.ndim))).sum())
+    if bad:
+        raise ValueError(f"{bad} of {len(x)} samples are not finite")
+    return np.round((np.clip(x, -1.0, 1.0) + 1.0) * 127.5) / 127.5 - 1.0

@@ -1,0 +1,147 @@
+"""A model's samples, or given images, measured once; a killed evaluation goes on."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+import numpy as np
+from _chunks import as_bytes, chunked_features
+from _measured_data import Data, digest, scaled
+from _recipes import at_least, whole
+from _scores import scores
+
+import mcmeqx as mc
+from mcmeqx.metrics import AbstractFeatureNetwork
+
+
+def drawn_labels(labels: np.ndarray, samples: int, seed: int) -> np.ndarray:
+    """Labels (samples,) drawn from `labels`: classes as often as the data have them."""
+    return np.random.default_rng([seed, 1]).choice(labels, samples)
+
+
+def evaluate(
+    model: Any,
+    sampler: mc.AbstractSampler,
+    grid: np.ndarray,
+    *,
+    shape: tuple[int, int, int],
+    labels: np.ndarray | None,
+    samples: int,
+    seed: int,
+    data: Data,
+    network: AbstractFeatureNetwork,
+    folder: Path,
+    guidance: float | None = None,
+    batch_size: int = 64,
+) -> dict[str, Any]:
+    """The metrics of `samples` images of `model`, with all that they depend on.
+
+    `labels` (samples,) are int32, or None for a model without classes. Noise and keys
+    follow from the seed and a sample's number, so that models and samplers are compared
+    from the same noise, and neither `batch_size` nor a kill changes anything. What is
+    under way lies in a folder of `folder` that is named by model, sampler and options;
+    a finished result is read from there.
+    """
+    at_least(2, samples=samples)
+    at_least(0, seed=seed)
+    if labels is not None and len(labels) != samples:
+        raise ValueError(f"{samples} samples need as many labels, got {len(labels)}")
+    about = {
+        "model": tree_digest(model),
+        "sampler": tree_digest(sampler),
+        "grid": digest(np.asarray(grid)),
+        "labels": "" if labels is None else digest(labels),
+        "guidance": "" if guidance is None else guidance,
+        "samples": samples,
+        "seed": seed,
+    }
+
+    def make(start: int, n: int) -> np.ndarray:
+        rng = np.random.default_rng([seed, 2, start])
+        key = jax.random.fold_in(jax.random.key(seed), start)
+        x = mc.generate(
+            model,
+            sampler,
+            grid,
+            rng.standard_normal((n, *shape), np.float32),
+            None if labels is None else labels[start : start + n],
+            guidance=guidance,
+            key=key,
+            batch_size=batch_size,
+        )
+        return as_bytes(x)
+
+    return _measured(make, about, data, network, folder, batch_size)
+
+
+def evaluate_images(
+    pixels: np.ndarray,
+    *,
+    samples: int,
+    seed: int,
+    data: Data,
+    network: AbstractFeatureNetwork,
+    folder: Path,
+    batch_size: int = 64,
+) -> dict[str, Any]:
+    """The metrics of `samples` of the images uint8 (n, height, width, channel).
+
+    They are a random choice by `seed`, in random order. Raises ValueError for less
+    images than samples.
+    """
+    at_least(2, samples=samples)
+    if len(pixels) < samples:
+        raise ValueError(f"{samples} samples are asked for, of {len(pixels)} images")
+    order = np.random.default_rng([seed, 3]).permutation(len(pixels))[:samples]
+    about = {"model": digest(pixels), "samples": samples, "seed": seed}
+
+    def make(start: int, n: int) -> np.ndarray:
+        return scaled(pixels[order[start : start + n]])
+
+    return _measured(make, about, data, network, folder, batch_size)
+
+
+def tree_digest(tree: Any) -> str:
+    """SHA-256 of what a model or a sampler is: its structure and its arrays."""
+    arrays = [
+        np.asarray(leaf) for leaf in jax.tree.leaves(eqx.filter(tree, eqx.is_array))
+    ]
+    text = eqx.tree_pformat(tree) + digest(*arrays)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _measured(
+    make: Callable[[int, int], np.ndarray],
+    about: dict[str, Any],
+    data: Data,
+    network: AbstractFeatureNetwork,
+    folder: Path,
+    batch_size: int,
+) -> dict[str, Any]:
+    about = about | {
+        "network": network.name,
+        "resize": network.resize,
+        "reference": data.reference.name,
+        "reference_sha256": data.reference.sha256,
+        "reference_samples": data.reference.count,
+    }
+    identity = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
+    folder = folder / identity
+    path = folder / "result.json"
+    if not path.exists():
+        rows = chunked_features(
+            make,
+            about["samples"],
+            network,
+            folder,
+            batch_size=batch_size,
+            describe="samples and their features",
+        )
+        result = {"id": identity} | about | scores(rows, data, network)
+        with whole(path) as part:
+            part.write_text(json.dumps(result, indent=1) + "\n")
+    return json.loads(path.read_text())

@@ -1,0 +1,74 @@
+"""A table that rows are only ever added to, and a card with mean and interval."""
+
+import csv
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from _recipes import whole
+from _scores import METRICS
+
+COLUMNS: tuple[str, ...] = (
+    "name",
+    "steps",
+    "sampler",
+    "guidance",
+    "samples",
+    "seed",
+    *METRICS,
+    "network",
+    "resize",
+    "reference",
+    "reference_samples",
+    "reference_sha256",
+    "model",
+    "id",
+    "command",
+)
+# Student's t at 97.5% for 1, 2, ... degrees of freedom.
+_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+
+
+def add_row(table: Path, row: dict[str, Any]) -> bool:
+    """Adds the row unless one of its `id` is there; whether it did.
+
+    Raises ValueError for a table with other columns.
+    """
+    rows: list[dict[str, Any]] = []
+    if table.exists():
+        with table.open(newline="") as file:
+            reader = csv.DictReader(file)
+            rows = list(reader)
+        if tuple(reader.fieldnames or ()) != COLUMNS:
+            raise ValueError(f"{table} has other columns: give another --table")
+    if any(other["id"] == row["id"] for other in rows):
+        return False
+    with whole(table) as part, part.open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows([*rows, row])
+    return True
+
+
+def write_card(path: Path, rows: list[dict[str, Any]], **about: Any) -> dict[str, Any]:
+    """The card of one evaluation's seeds, written whole; returns its summary.
+
+    That is the mean of each metric and, where seeds differ in it, its 95% interval by
+    Student's t: of the mean, over sampling seeds alone.
+    """
+    summary = {}
+    for metric in METRICS:
+        values = [row[metric] for row in rows if metric in row]
+        if values:
+            summary[metric] = {"mean": float(np.mean(values))}
+        if len(values) > 1 and np.ptp(values) > 0:
+            t = _T[len(values) - 2] if len(values) - 2 < len(_T) else 2.2
+            half = t * float(np.std(values, ddof=1)) / math.sqrt(len(values))
+            mean = summary[metric]["mean"]
+            summary[metric]["interval"] = [mean - half, mean + half]
+    card = about | {"seeds": [row["seed"] for row in rows], "summary": summary}
+    with whole(path) as part:
+        part.write_text(json.dumps(card | {"rows": rows}, indent=1) + "\n")
+    return summary

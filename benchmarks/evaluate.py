@@ -1,0 +1,171 @@
+"""Metrics of a model's samples, or of any program's images, against data.
+
+    python benchmarks/evaluate.py --checkpoint student.eqx --steps 8 --samples 50000 \
+        --data imagenet64 --data-path DIR --network inception --weights PTH
+    python benchmarks/evaluate.py --images samples.npz --samples 5000 --data openmoji
+
+The checkpoint is whatever `mcmeqx.load` reads. Adds a row a seed to a table and writes
+a metric card beside it. Samples are rounded to 256 levels, as image files hold them.
+Each result says against what it was measured, by which network, behind which resize.
+The same command goes on where it was stopped, and does nothing twice.
+"""
+
+import shlex
+import sys
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import tyro
+from _data_sets import DATA, read_pixels
+from _evaluation import drawn_labels, evaluate, evaluate_images
+from _measured_data import Data, from_images, from_statistics
+from _networks import NETWORKS
+from _recipes import file_name
+from _results import add_row, write_card
+
+import mcmeqx as mc
+
+SAMPLERS: dict[str, mc.AbstractSampler] = {
+    "ddim": mc.DDIM(),
+    "addim": mc.ADDIM(),
+    "ddpm": mc.DDPM(),
+    "heun": mc.Heun(),
+    "dpm-solver": mc.DPMSolver(),
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    """What to measure, and against what."""
+
+    checkpoint: Path | None = None
+    """Model file, exported weights or checkpoint folder."""
+    images: Path | None = None
+    """Instead of a checkpoint: an npz with the array arr_0, uint8 (n, height, width,
+    channel), or a folder or zip of pictures of one size."""
+    steps: int = 8
+    """Steps of the sampler."""
+    sampler: Literal["ddim", "addim", "ddpm", "heun", "dpm-solver"] = "ddim"
+    """How the model is sampled."""
+    guidance: float | None = None
+    """Scale of guidance; two evaluations a step of a model that has no input for it."""
+    samples: int = 50_000
+    """Number of samples."""
+    seeds: tuple[int, ...] = (0,)
+    """Seeds of noise and classes, or of the choice of images."""
+    data: Literal["openmoji", "emoji64", "fashion_mnist", "cifar10", "imagenet64"] = (
+        "openmoji"
+    )
+    """What to measure against: the whole of the set's training part."""
+    data_path: Path | None = None
+    """Where the data are, for sets that are not found by themselves."""
+    statistics: Path | None = None
+    """Instead of data, a file of statistics: ours, ADM's, EDM's, EDM2's."""
+    network: Literal[
+        "efficientnet", "efficientnet-block5", "inception", "inception-pytorch-fid"
+    ] = "efficientnet"
+    """Feature network; with less than some 2,000 samples take efficientnet-block5."""
+    weights: Path | None = None
+    """FID's Inception: the file pt_inception-2015-12-05-6726825d.pth."""
+    weights_sha256: str | None = None
+    """Hash of `weights`, if they are others than those of published figures."""
+    batch_size: int = 64
+    """Images at a time; changes nothing but speed."""
+    out: Path = Path("runs/evaluate")
+    """Folder of what is under way, of the cards, and of the table."""
+    table: Path | None = None
+    """Table to add rows to; None is evaluations.csv in `out`."""
+
+
+def main(config: Config) -> Path:
+    """Measure each seed, add what the table lacks, and return the table."""
+    if (config.checkpoint is None) == (config.images is None):
+        raise ValueError("give --checkpoint or --images, and not both")
+    network = NETWORKS[config.network](config.weights, config.weights_sha256)
+    folder, size = config.out / "features", config.batch_size
+    images = None
+    if config.statistics is not None:
+        data = from_statistics(config.statistics, network, folder, batch_size=size)
+    else:
+        images = DATA[config.data](config.data_path)
+        data = from_images(images, network, folder, batch_size=size)
+    source = config.checkpoint or config.images
+    assert source is not None
+    options: dict[str, Any] = {"name": source.name, "guidance": ""}
+    if config.checkpoint is not None:
+        options |= {"steps": config.steps, "sampler": config.sampler}
+        options |= {} if config.guidance is None else {"guidance": config.guidance}
+        results = _of_model(config, images, data, network)
+    else:
+        results = _of_images(config, source, data, network)
+    options["command"] = shlex.join(["python", *sys.argv])
+    table = config.table or config.out / "evaluations.csv"
+    rows = []
+    for result in results:
+        rows.append(result | options)
+        add_row(table, rows[-1])
+        numbers = (f"{k} {result[k]:.6g}" for k in ("frechet", "floor") if k in result)
+        print(f"seed {result['seed']}: {', '.join(numbers)}", flush=True)
+    card = config.out / f"{file_name(source.stem)}_{rows[0]['id']}.json"
+    versions = {name: version(name) for name in ("mcmeqx", "jax", "numpy")}
+    summary = write_card(card, rows, versions=versions)
+    for metric, value in summary.items():
+        interval = value.get("interval")
+        around = "" if interval is None else f" [{interval[0]:.6g}, {interval[1]:.6g}]"
+        print(f"{metric:20} {value['mean']:.6g}{around}")
+    print(f"table: {table}\ncard:  {card}")
+    return table
+
+
+def _of_images(config: Config, source: Path, data: Data, network):
+    pixels = read_pixels(source)
+    for seed in config.seeds:
+        yield evaluate_images(
+            pixels,
+            samples=config.samples,
+            seed=seed,
+            data=data,
+            network=network,
+            folder=config.out / "samples",
+            batch_size=config.batch_size,
+        )
+
+
+def _of_model(config: Config, images: mc.data.Images | None, data: Data, network):
+    assert config.checkpoint is not None
+    model: Any = mc.load(config.checkpoint)
+    about, guidance = model.network.config, config.guidance
+    shape = (about.channels, about.image_size, about.image_size)
+    classes = np.arange(about.classes or 0) if images is None else images.labels
+    if images is not None and images.shape != shape:
+        raise ValueError(f"{images.name} has images {images.shape}, the model {shape}")
+    if images is not None and about.classes not in (None, len(images.classes)):
+        raise ValueError(
+            f"{images.name} has {len(images.classes)} classes, the model "
+            f"{about.classes}"
+        )
+    if guidance is not None and not about.guidance_input:
+        model, guidance = mc.Guided(model, mc.Guidance(guidance)), None
+    for seed in config.seeds:
+        labels = drawn_labels(classes, config.samples, seed) if about.classes else None
+        yield evaluate(
+            model,
+            SAMPLERS[config.sampler],
+            mc.uniform_grid(config.steps),
+            shape=shape,
+            labels=None if labels is None else labels.astype(np.int32),
+            samples=config.samples,
+            seed=seed,
+            data=data,
+            network=network,
+            folder=config.out / "samples",
+            guidance=guidance,
+            batch_size=config.batch_size,
+        )
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config, description=__doc__))

@@ -1,0 +1,331 @@
+"""The evaluation runs whole on tiny networks, goes on after a kill, repeats none."""
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import equinox as eqx
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+import mcmeqx as mc
+from mcmeqx.metrics import AbstractFeatureNetwork, Moments, frechet_distance
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+
+import _chunks
+import _evaluation
+import _measured_data
+import evaluate
+from _chunks import as_bytes
+from _measured_data import Data, from_images, from_statistics
+
+RNG = np.random.default_rng(0)
+CONFIG = mc.nets.UViTConfig(
+    8, (mc.nets.Stage("resnet", 4, 1),), classes=3, embedding=8, patch=4
+)
+pytestmark = pytest.mark.usefixtures("as_users_run")
+
+
+class Corners(AbstractFeatureNetwork):
+    """Four pixels, of whose logits the Inception Score has a closed form."""
+
+    name: str = eqx.field(default="corners, 4-d", static=True)
+    resize: str = eqx.field(default="none", static=True)
+    dims = 4
+    classes = 4
+
+    def __call__(self, images):
+        return images[:, 0, :8:4, :8:4].reshape(len(images), 4)
+
+    def logits(self, features):
+        return 0.0 * features
+
+
+def pixels(n: int, seed: int = 0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    return rng.integers(0, 256, (n, 8, 8, 3), np.uint8)
+
+
+@pytest.fixture
+def images():
+    labels = RNG.integers(0, 3, 90).astype(np.int32)
+    return mc.data.Images(pixels(90), labels, tuple("abc"), "noise")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    path = tmp_path_factory.mktemp("model") / "student.eqx"
+    network = CONFIG.build(key=jax.random.key(0))
+    mc.save_model(path, mc.Denoiser(network, mc.Cosine()))
+    return path
+
+
+@pytest.fixture
+def tiny(monkeypatch, images, tmp_path):
+    """Chunks of 16 images, features that need no weights, and data of noise."""
+    for module in (_chunks, _measured_data):
+        monkeypatch.setattr(module, "CHUNK", 16)
+    monkeypatch.setattr(_measured_data, "_ROWS", 20)
+    monkeypatch.setitem(evaluate.NETWORKS, "efficientnet", lambda *_: Corners())
+    monkeypatch.setitem(evaluate.DATA, "openmoji", lambda _: images)
+    monkeypatch.setattr(sys, "argv", ["evaluate.py"])
+    monkeypatch.chdir(tmp_path)
+
+
+def rows_of(table: Path) -> list[dict]:
+    with table.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_model_gives_a_row_a_seed_and_a_card_and_nothing_twice(tiny, model, images):
+    config = evaluate.Config(
+        model, steps=2, samples=40, seeds=(0, 1, 2), out=Path("out")
+    )
+    table = evaluate.main(config)
+    before = table.read_bytes()
+    rows = rows_of(table)
+    assert [row["seed"] for row in rows] == ["0", "1", "2"]
+    for row in rows:
+        assert float(row["frechet"]) > 0
+        assert float(row["inception_score"]) == pytest.approx(1.0)
+        assert row["floor_samples"] == row["neighbours"] == "40"
+        assert row["network"] == "corners, 4-d"
+        assert row["resize"] == "none"
+        assert (row["reference"], row["reference_samples"]) == ("noise", "90")
+        assert row["reference_sha256"] == _measured_data.digest(images.pixels)
+        assert (row["steps"], row["sampler"], row["samples"]) == ("2", "ddim", "40")
+    (card,) = (json.loads(path.read_text()) for path in Path("out").glob("*.json"))
+    values = [float(row["frechet"]) for row in rows]
+    summary = card["summary"]["frechet"]
+    assert summary["mean"] == pytest.approx(np.mean(values))
+    # Student's t with two degrees of freedom
+    half = 4.303 * np.std(values, ddof=1) / np.sqrt(3)
+    assert summary["interval"][1] == pytest.approx(np.mean(values) + half)
+    assert evaluate.main(config) == table
+    assert table.read_bytes() == before
+
+
+def test_the_distance_is_that_of_the_samples_that_the_model_gives(
+    tiny, model, images, tmp_path
+):
+    network, loaded = Corners(), mc.load(model)
+    data = from_images(images, network, tmp_path / "features")
+    labels = np.arange(21, dtype=np.int32) % 3
+    common = {"shape": (3, 8, 8), "labels": labels, "samples": 21, "seed": 4}
+    common |= {"data": data, "network": network}
+    grid, folder = mc.uniform_grid(2), tmp_path / "a"
+    found = _evaluation.evaluate(loaded, mc.DDIM(), grid, folder=folder, **common)
+    x = []
+    for start, n in ((0, 16), (16, 5)):
+        noise = np.random.default_rng([4, 2, start]).standard_normal(
+            (n, 3, 8, 8), np.float32
+        )
+        key = jax.random.fold_in(jax.random.key(4), start)
+        part = labels[start : start + n]
+        x.append(mc.generate(loaded, mc.DDIM(), grid, noise, part, key=key))
+    own = as_bytes(np.concatenate(x))[:, 0, ::4, ::4].reshape(21, 4)
+    whole = images.take(np.arange(90)).x[:, 0, ::4, ::4].reshape(90, 4)
+    expected = frechet_distance(Moments.of(own), Moments.of(np.asarray(whole)))
+    assert found["frechet"] == pytest.approx(expected, rel=1e-5)
+    order = np.random.default_rng(0).permutation(90)
+    floor = frechet_distance(
+        Moments.of(np.asarray(whole[order[:21]])),
+        Moments.of(np.asarray(whole[order[21:]])),
+    )
+    assert found["floor"] == pytest.approx(floor, rel=1e-5)
+    other = tmp_path / "b"
+    again = _evaluation.evaluate(
+        loaded, mc.DDIM(), grid, folder=other, batch_size=7, **common
+    )
+    assert again["frechet"] == pytest.approx(found["frechet"], rel=1e-4)
+    assert again["id"] == found["id"]
+    balanced = mc.ADDIM(balanced=True)
+    other = _evaluation.evaluate(loaded, balanced, grid, folder=folder, **common)
+    assert other["id"] != found["id"]
+
+
+class _Killed(BaseException):
+    pass
+
+
+def test_an_evaluation_that_is_cut_goes_on_with_the_same_result(
+    tiny, model, images, tmp_path, monkeypatch
+):
+    network, loaded = Corners(), mc.load(model)
+    labels = np.zeros(60, np.int32)
+    calls, real = [], mc.generate
+
+    def result(folder: Path):
+        data = from_images(images, network, folder)
+        return _evaluation.evaluate(
+            loaded,
+            mc.ADDIM(),
+            mc.uniform_grid(2),
+            shape=(3, 8, 8),
+            labels=labels,
+            samples=60,
+            seed=0,
+            data=data,
+            network=network,
+            folder=folder,
+        )
+
+    def cut(*arguments, **options):
+        calls.append(len(arguments[3]))
+        if len(calls) in (2, 4):
+            raise _Killed
+        return real(*arguments, **options)
+
+    expected = result(tmp_path / "whole")
+    monkeypatch.setattr(_evaluation.mc, "generate", cut)
+    for _ in range(2):
+        with pytest.raises(_Killed):
+            result(tmp_path / "cut")
+    assert result(tmp_path / "cut") == expected
+    # four chunks and the two that were cut
+    assert calls == [16, 16, 16, 16, 16, 12]
+    assert result(tmp_path / "cut") == expected
+    assert len(calls) == 6
+
+
+def test_moments_of_the_data_go_on_where_they_were(tiny, images, tmp_path, monkeypatch):
+    real, left = mc.metrics.features, [2]
+
+    def cut(*arguments, **options):
+        left[0] -= 1
+        if left[0] < 0:
+            raise _Killed
+        return real(*arguments, **options)
+
+    expected = from_images(images, Corners(), tmp_path / "whole")
+    monkeypatch.setattr(_measured_data.mc.metrics, "features", cut)
+    with pytest.raises(_Killed):
+        from_images(images, Corners(), tmp_path / "cut")
+    left[0] = 1
+    found = from_images(images, Corners(), tmp_path / "cut")
+    np.testing.assert_array_equal(found.rest.scatter, expected.rest.scatter)
+    np.testing.assert_array_equal(found.reference.law.mean, expected.reference.law.mean)
+    assert found.reference.count == 90
+
+
+def test_images_of_any_program_are_measured(tiny, images, tmp_path):
+    np.savez("samples.npz", pixels(50, seed=1))
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for i, picture in enumerate(pixels(50, seed=1)):
+        Image.fromarray(picture).save(folder / f"{i:03d}.png")
+    tables = [
+        evaluate.main(
+            evaluate.Config(images=Path(source), samples=50, out=Path("out") / source)
+        )
+        for source in ("samples.npz", "pictures")
+    ]
+    (first,), (second,) = map(rows_of, tables)
+    assert first["frechet"] == second["frechet"]
+    assert first["model"] == second["model"]
+    assert (first["name"], second["name"]) == ("samples.npz", "pictures")
+    own = pixels(50, seed=1)[:, ::4, ::4, 0].reshape(50, 4) / 127.5 - 1
+    data = pixels(90)[:, ::4, ::4, 0].reshape(90, 4) / 127.5 - 1
+    expected = frechet_distance(Moments.of(own), Moments.of(data))
+    assert float(first["frechet"]) == pytest.approx(expected, rel=1e-4)
+
+
+def test_statistics_stand_in_for_data_and_adms_images_for_its_features(tmp_path, tiny):
+    rows = pixels(60)[:, ::4, ::4, 0].reshape(60, 4) / 127.5 - 1
+    law = {"mu": rows.mean(0), "sigma": np.cov(rows.T)}
+    np.savez("edm.npz", **law)
+    found = from_statistics(Path("edm.npz"), Corners(), tmp_path)
+    assert found == Data(found.reference)
+    np.savez("samples.npz", pixels(50, seed=1))
+    table = evaluate.main(
+        evaluate.Config(
+            images=Path("samples.npz"),
+            samples=50,
+            statistics=Path("edm.npz"),
+            out=Path("out"),
+        )
+    )
+    (row,) = rows_of(table)
+    assert row["reference"].startswith("edm.npz")
+    assert row["kernel"] == row["floor"] == row["reference_samples"] == ""
+    law |= {"mu_s": rows[0], "sigma_s": rows[:1], "arr_0": pixels(60)}
+    np.savez("adm.npz", **law)
+    inception = "FID Inception 2015-12-05, 2048-d"
+    resize = "bilinear to 299, corners, as TensorFlow's graph"
+    network = Corners(inception, resize)
+    found = from_statistics(Path("adm.npz"), network, tmp_path)
+    np.testing.assert_allclose(found.kept.mean(0), rows.mean(0), atol=1e-6)
+    with pytest.raises(ValueError, match="choose the same network"):
+        from_statistics(Path("adm.npz"), Corners(), tmp_path)
+
+
+def test_what_cannot_work_is_refused(tiny, model, images, monkeypatch):
+    with pytest.raises(ValueError, match="and not both"):
+        evaluate.main(evaluate.Config())
+    few = mc.data.Images(images.pixels, 0 * images.labels, ("a",), "few")
+    doubled = np.tile(images.pixels, (1, 2, 2, 1))
+    large = mc.data.Images(doubled, images.labels, tuple("abc"), "large")
+    for name, other in (("cifar10", few), ("imagenet64", large)):
+        monkeypatch.setitem(evaluate.DATA, name, lambda _, other=other: other)
+    with pytest.raises(ValueError, match="few has 1 classes, the model 3"):
+        evaluate.main(evaluate.Config(model, data="cifar10"))
+    with pytest.raises(ValueError, match=r"large has images \(3, 16, 16\), the model"):
+        evaluate.main(evaluate.Config(model, data="imagenet64"))
+    np.savez("samples.npz", pixels(5))
+    with pytest.raises(ValueError, match="50000 samples are asked for, of 5 images"):
+        evaluate.main(evaluate.Config(images=Path("samples.npz"), out=Path("out")))
+    with pytest.raises(ValueError, match="1 of 2 samples are not finite"):
+        as_bytes(np.array([[0.0], [np.nan]]))
+    table = Path("table.csv")
+    table.write_text("a,b\n1,2\n")
+    with pytest.raises(ValueError, match="other columns"):
+        evaluate.main(
+            evaluate.Config(model, samples=20, steps=1, out=Path("o"), table=table)
+        )
+    assert table.read_text() == "a,b\n1,2\n"
+    with pytest.raises(ValueError, match="needs --weights"):
+        evaluate.main(evaluate.Config(model, network="inception"))
+
+
+@pytest.mark.slow
+def test_a_killed_process_goes_on_with_the_same_result(tmp_path):
+    path = tmp_path / "tiny.eqx"
+    config = mc.nets.UViTConfig(
+        64, (mc.nets.Stage("resnet", 4, 1),), classes=9, embedding=8, patch=16
+    )
+    network = config.build(key=jax.random.key(0))
+    mc.save_model(path, mc.Denoiser(network, mc.Cosine()))
+
+    def launch(out: Path) -> subprocess.Popen:
+        command = [sys.executable, evaluate.__file__, "--checkpoint", str(path)]
+        command += ["--samples", "1500", "--network", "efficientnet-block5"]
+        command += ["--out", str(out)]
+        environment = os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+        return subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    process = launch(killed)
+    while not list(killed.glob("samples/*/features_*")) and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not list(killed.glob("samples/*/result.json"))
+    shutil.copytree(killed / "features", whole / "features")
+    for out in (killed, whole):
+        process = launch(out)
+        output, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, output[-3000:]
+    (a,), (b,) = (rows_of(out / "evaluations.csv") for out in (killed, whole))
+    different = {name for name in a if a[name] != b[name]}
+    assert different == {"command"}
