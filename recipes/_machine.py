@@ -3,6 +3,8 @@
 Nothing here is part of what a run is: a run may go on with other values of these.
 """
 
+import contextlib
+import math
 import os
 from dataclasses import dataclass
 
@@ -50,13 +52,32 @@ MACHINE = ("mesh", "hosts", "memory")
 """Fields of a recipe's options that a run may go on with other values of."""
 
 
-def start(mesh: Mesh, hosts: Hosts) -> DeviceMesh:
-    """Join the other processes, keep compiled programs on disk, and give the mesh."""
+def start(
+    mesh: Mesh, hosts: Hosts, *, batch_size: int = 1, accumulate: int = 1
+) -> DeviceMesh:
+    """Join the other processes, keep compiled programs on disk, and give the mesh.
+
+    A CPU becomes a device for each core, or for as many as share a batch evenly.
+    """
     mc.connect(hosts.coordinator, hosts.count, hosts.index)
+    _split_cpu(batch_size // max(accumulate, 1))
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         folder = mc.data.cache_folder() / "xla"
         jax.config.update("jax_compilation_cache_dir", str(folder))
     return mc.make_mesh(mesh.data, mesh.fsdp)
+
+
+def _split_cpu(rows: int) -> None:
+    """A device for each core: they wait for each other less than a device's threads.
+
+    Not against the user's own choice, among several processes, or once JAX computes.
+    """
+    chosen = "host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    chosen = chosen or "JAX_NUM_CPU_DEVICES" in os.environ
+    if chosen or jax.distributed.is_initialized():
+        return
+    with contextlib.suppress(RuntimeError):
+        jax.config.update("jax_num_cpu_devices", math.gcd(rows, os.cpu_count() or 1))
 
 
 def first() -> bool:

@@ -12,6 +12,7 @@ from _options import WEIGHTINGS, Config, filled
 from _rows import Row, teacher_rows
 from _runs import claim
 from _stages import (
+    DEMO,
     Preset,
     computed,
     given,
@@ -83,7 +84,12 @@ def run_student(
     in the table too. With a `guidance_range` the student takes the scale as an input,
     and is measured at that of `guidance`.
     """
-    mesh = start(config.mesh, config.hosts)
+    mesh = start(
+        config.mesh,
+        config.hosts,
+        batch_size=config.training.batch_size or DEMO.batch_size,
+        accumulate=config.memory.accumulate,
+    )
     segments = mc.Segments(config.steps)
     preset, images = load(config.data_dir, config.emoji64_dir)
     plan = filled(config, preset, kind, *named)

@@ -15,7 +15,14 @@ from typing import Literal
 import jax
 from _machine import MACHINE, Hosts, Memory, Mesh, start
 from _runs import claim, fill
-from _stages import computed, load, new_denoiser, start_from, with_label_dropout
+from _stages import (
+    DEMO,
+    computed,
+    load,
+    new_denoiser,
+    start_from,
+    with_label_dropout,
+)
 from _training import Plan, train
 
 import mcmeqx as mc
@@ -60,7 +67,12 @@ class Config:
 
 def main(config: Config) -> Path:
     """Train, or resume, and return the model file."""
-    mesh = start(config.mesh, config.hosts)
+    mesh = start(
+        config.mesh,
+        config.hosts,
+        batch_size=config.batch_size or DEMO.batch_size,
+        accumulate=config.memory.accumulate,
+    )
     preset, images = load(config.data_dir, config.emoji64_dir)
     plan = fill(
         config,

@@ -66,6 +66,29 @@ def test_half_an_address_is_refused(joined, given, message):
     assert joined == []
 
 
+@pytest.mark.parametrize(
+    ("batch_size", "flags", "cores", "devices"),
+    [
+        (16, "", 2, [2]),
+        (16, "--xla_dump_to=x", 12, [4]),
+        (15, "", 2, [1]),
+        (16, "", None, [1]),
+        (16, "--xla_force_host_platform_device_count=8", 2, []),
+    ],
+)
+def test_a_cpu_is_one_device_for_each_core_that_gets_its_rows(
+    joined, monkeypatch, batch_size, flags, cores, devices
+):
+    jax.devices()  # Those of the tests: made before the flags are gone.
+    asked = []
+    monkeypatch.setenv("XLA_FLAGS", flags)
+    monkeypatch.setattr(_machine.os, "cpu_count", lambda: cores)
+    monkeypatch.setattr(jax.config, "update", lambda *named: asked.append(named))
+    _machine.start(_machine.Mesh(), _machine.Hosts(), batch_size=batch_size)
+    found = [value for name, value in asked if name == "jax_num_cpu_devices"]
+    assert found == devices
+
+
 def test_recipes_keep_compiled_programs_unless_told_where(
     joined, monkeypatch, tmp_path
 ):
