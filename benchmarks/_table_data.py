@@ -37,7 +37,7 @@ GREY32 = Preset(
     mc.Cosine(),
     batch_size=64,
     teacher="scratch",
-    teacher_iterations=30_000,
+    teacher_iterations=15_000,
     teacher_learning_rate=2e-3,
     label_dropout=0.0,
     iterations=5000,

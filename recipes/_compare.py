@@ -49,7 +49,10 @@ _CHUNK = 256
 def feature_network(
     images: mc.data.Images, *, samples: int, seed: int
 ) -> mc.metrics.EfficientNetLite0:
-    """What `compare` needs; an error, before hours are spent, if it could not work."""
+    """What `compare` needs; an error, before hours are spent, if it could not work.
+
+    Few samples are compared on few features, which their covariance can fill.
+    """
     at_least(2, samples=samples)
     at_least(0, seed=seed)
     if len(images) < 2 * samples:
@@ -58,7 +61,7 @@ def feature_network(
             f"reference, {images.name} has {len(images)}: ask for {len(images) // 2} "
             "samples or fewer"
         )
-    return mc.metrics.EfficientNetLite0.load()
+    return mc.metrics.EfficientNetLite0.for_samples(samples)
 
 
 def compare(

@@ -28,11 +28,11 @@ class Training:
     it; above 0 the network has a null class, as that of --teacher must. None is 0.1 in
     the demo and 0 on ImageNet."""
     iterations: int | None = None
-    """Steps of student training; None is 500 in the demo and 200,000 on ImageNet."""
+    """Steps of student training; None is 300 in the demo and 200,000 on ImageNet."""
     batch_size: int | None = None
     """Images per step; None is 16 in the demo and 2048 on ImageNet."""
     learning_rate: float | None = None
-    """Peak of Adam's learning rate for the student; None is 5e-4 in the demo and 1e-4
+    """Peak of Adam's learning rate for the student; None is 3e-4 in the demo and 1e-4
     on ImageNet."""
     precision: Literal["float32", "bfloat16"] | None = None
     """What the network computes in; parameters, times, targets and loss are float32.
@@ -41,7 +41,7 @@ class Training:
     """Decay of the weight average; None is 0.99 in the demo and 0.9999 on ImageNet."""
     anneal: tuple[float, float, int] | None = None
     """First and last number of teacher steps, and the iterations over which they grow
-    from one to the other, all of them at most; None is 64 1280 400 in the demo and 64
+    from one to the other, all of them at most; None is 64 1280 240 in the demo and 64
     1280 100000 on ImageNet."""
     weighting: Literal["snr_plus_one", "sqrt_snr_plus_one"] = "snr_plus_one"
     """Loss weight; the paper's, or its square root, which is calmer."""
@@ -74,6 +74,10 @@ class Config:
     teacher: str | None = None
     """`embedded` is the package's emoji teacher, the demo's default; `scratch`, the
     default on ImageNet, trains one in the run folder; or the path of a teacher.eqx."""
+    start_from: str | None = None
+    """What the student starts from: its `teacher`; `embedded`, the package's 8-step
+    emoji student, the demo's default with the embedded teacher; or the path of a
+    student.eqx."""
     out: Path | None = None
     """Run folder; None is runs/<recipe>_<data>_<steps>, and more for a teacher's solver
     and guidance. The same command resumes it."""
@@ -93,8 +97,11 @@ def filled(config: Config, preset: Preset, kind: str, *more: str) -> Any:
     names = (f.name for f in fields(config.training))
     defaults = {name: getattr(preset, name) for name in names if hasattr(preset, name)}
     out = Path("runs") / "_".join((kind, preset.name, str(config.steps), *more))
+    teacher = config.teacher or preset.teacher
+    embedded = kind == "cd" and teacher == "embedded"
+    start_from = "embedded" if embedded else "teacher"
     return replace(
-        fill(config, teacher=preset.teacher, out=out),
+        fill(config, teacher=teacher, start_from=start_from, out=out),
         training=fill(config.training, **defaults),
         evaluation=fill(config.evaluation, samples=preset.samples),
     )

@@ -58,10 +58,10 @@ DEMO = Preset(
     teacher_iterations=600,
     teacher_learning_rate=2e-3,
     label_dropout=0.1,
-    iterations=500,
-    learning_rate=5e-4,
+    iterations=300,
+    learning_rate=3e-4,
     ema_decay=0.99,
-    anneal=(64.0, 1280.0, 400),
+    anneal=(64.0, 1280.0, 240),
     samples=96,
 )
 
@@ -117,32 +117,3 @@ def computed(preset: Preset, precision: str, remat: bool) -> Preset:
     """The preset with a network that computes so."""
     network = replace(preset.network, remat=remat)
     return replace(preset, precision=precision, network=network)
-
-
-def _with_the_other_null_class(path: Path, preset: Preset) -> mc.Denoiser | None:
-    """The model in `path` if all that it has or lacks against the preset is that."""
-    other = with_label_dropout(preset, 0.0 if preset.network.null_class else 1.0)
-    try:
-        return mc.load_model(path, denoiser_shapes(other))
-    except ValueError:
-        return None
-
-
-def start_from(path: Path, preset: Preset) -> mc.Denoiser:
-    """A teacher to train further; one without a null class gains it if it is needed."""
-    other = _with_the_other_null_class(path, preset)
-    if other is not None and preset.network.null_class:
-        return mc.with_null_class(other)
-    return given(path, preset)
-
-
-def given(path: Path, preset: Preset) -> mc.Denoiser:
-    """The teacher in a file; ValueError, and why, if it is not of this preset."""
-    if _with_the_other_null_class(path, preset) is None:
-        return mc.load_model(path, denoiser_shapes(preset))
-    if preset.network.null_class:
-        raise ValueError(
-            f"{path} has no null class: give a label dropout of 0, or train it on with "
-            "teacher_imagenet64.py --start-from"
-        )
-    raise ValueError(f"{path} has a null class: give a label dropout above 0")

@@ -1,12 +1,12 @@
 """Stages that distillation and consistency training have in common."""
 
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 from _compare import compare, feature_network
+from _given import given_student, given_teacher
 from _machine import MACHINE, first, part, start
 from _options import WEIGHTINGS, Config, filled
 from _rows import Row, teacher_rows
@@ -15,30 +15,14 @@ from _stages import (
     DEMO,
     Preset,
     computed,
-    given,
     load,
     new_denoiser,
     with_label_dropout,
 )
-from _training import Plan, Trained, train
+from _training import Plan, train
 from jax.sharding import Mesh
 
 import mcmeqx as mc
-
-
-def _given_teacher(name: str, preset: Preset) -> tuple[Trained | None, str | None]:
-    """A teacher that need not be trained, and the hash of its file."""
-    if name == "scratch":
-        return None, None
-    if name == "embedded" and preset.teacher != "embedded":
-        raise ValueError(
-            "--teacher embedded is the demo's emoji teacher; with --data-dir give "
-            "`scratch` or the path of a teacher.eqx"
-        )
-    path = mc.EMOJI_TEACHER if name == "embedded" else Path(name)
-    model = given(path, preset)
-    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-    return Trained(model, name, None, None), sha256
 
 
 def _plans(config: Config, plan: Any, preset: Preset, mesh: Mesh) -> tuple[Plan, Plan]:
@@ -103,7 +87,8 @@ def run_student(
         )
     measured = {"samples": plan.evaluation.samples, "seed": plan.evaluation.seed}
     network = feature_network(images, **measured)
-    teacher, sha256 = _given_teacher(plan.teacher, preset)
+    teacher, sha256 = given_teacher(plan.teacher, preset)
+    started, student_sha256 = given_student(plan.start_from, preset)
     if teacher is not None and config.training.teacher_iterations is not None:
         raise ValueError(
             f"--training.teacher-iterations {config.training.teacher_iterations} is "
@@ -114,7 +99,8 @@ def run_student(
     asked = None if guidance_range is None else scale
     later = ("evaluation", *MACHINE, "replay")
     later += () if asked is None else ("guidance",)
-    run = claim(plan.out, kind, plan, *later, teacher_sha256=sha256)
+    files = {"teacher_sha256": sha256, "student_sha256": student_sha256}
+    run = claim(plan.out, kind, plan, *later, **files)
     keys = jax.random.split(jax.random.key(plan.seed), 3)
     teacher = teacher or train(
         "teacher",
@@ -126,6 +112,7 @@ def run_student(
         grid=mc.uniform_grid(32),
         key=keys[1],
     )
+    started = started or teacher.model
     start_steps, stop_steps, over = plan.training.anneal
     student = train(
         "student",
@@ -140,13 +127,15 @@ def run_student(
             plan.training.distance,
             guidance_range,
         ),
-        teacher.model if asked is None else mc.with_guidance_input(teacher.model),
+        started if asked is None else mc.with_guidance_input(started),
         images,
         student_plan,
         grid=segments.grid(),
         guidance=asked,
         key=keys[2],
     )
+    if plan.start_from != "teacher":
+        student = student._replace(weights=f"this run, from {plan.start_from}")
     part()
     if not first():
         return run

@@ -113,6 +113,8 @@ def train(
             every=max(1, plan.iterations // 10),
             mesh=plan.mesh,
         )
+        if begun == 0:
+            pictures(0, state, {})
         seen = _seen(name, run, learner, state, images, plan, begun) if first() else []
         board = _board(name, run, plan, begun)
         try:

@@ -15,9 +15,10 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from _given import given
 from _pictures import draw
 from _runs import at_least
-from _stages import DEMO, given, load
+from _stages import DEMO, load
 
 import mcmeqx as mc
 

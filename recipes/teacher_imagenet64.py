@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 import jax
+from _given import start_from
 from _machine import MACHINE, Hosts, Memory, Mesh, start
 from _runs import claim, fill
 from _stages import (
@@ -20,7 +21,6 @@ from _stages import (
     computed,
     load,
     new_denoiser,
-    start_from,
     with_label_dropout,
 )
 from _training import Plan, train

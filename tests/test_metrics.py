@@ -156,6 +156,11 @@ def test_a_cut_network_gives_the_pooled_output_of_its_last_block(network):
             features(cut, images), expected, rtol=1e-5, atol=1e-5
         )
     assert EfficientNetLite0.load(5).name == network.cut(5).name
+    for samples, blocks in ((2, 3), (159, 3), (160, 5), (448, 11), (1280, 16)):
+        found = EfficientNetLite0.for_samples(samples)
+        assert f"block {blocks}," in found.name
+    assert EfficientNetLite0.for_samples(5119).dims == 320
+    assert EfficientNetLite0.for_samples(5120).dims == 1280
     for blocks in (0, 17):
         with pytest.raises(ValueError, match=f"1 to 16, got {blocks}"):
             EfficientNetLite0.load(blocks)

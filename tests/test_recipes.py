@@ -17,6 +17,7 @@ from mcmeqx.nets import AbstractNetwork, Stage, UViTConfig
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "recipes"))
 
+import _given
 import _rows
 import _stages
 import _student
@@ -54,7 +55,10 @@ def tiny_demo(monkeypatch, tmp_path, few_images):
     monkeypatch.setattr(_stages.mc.data, "openmoji", lambda: few_images)
     embedded = tmp_path / "embedded.eqx"
     mc.save_model(embedded, _stages.new_denoiser(demo, jax.random.key(0)))
-    monkeypatch.setattr(_student.mc, "EMOJI_TEACHER", embedded)
+    monkeypatch.setattr(mc, "EMOJI_TEACHER", embedded)
+    student = tmp_path / "embedded_student.eqx"
+    mc.save_model(student, _stages.new_denoiser(demo, jax.random.key(1)))
+    monkeypatch.setattr(mc, "EMOJI_STUDENT", student)
     monkeypatch.chdir(tmp_path)
 
 
@@ -100,7 +104,9 @@ def test_cd_makes_table_picture_and_checkpoints_then_finishes_again(
     assert [row["weights"] for row in rows] == [""] + ["this run"] * 5
     for name, value in {"seed": "0", "training_seed": "0"}.items():
         assert {row[name] for row in rows} == {value}
-    assert {row["feature_network"] for row in rows} == {"EfficientNet-Lite0, 1280-d"}
+    assert {row["feature_network"] for row in rows} == {
+        "EfficientNet-Lite0 block 3, 24-d"
+    }
     assert all(float(row["sampling_seconds"]) >= 0 for row in rows[1:])
     assert all(float(row["training_seconds"]) > 0 for row in rows[1:])
     run = table.parents[1]
@@ -233,6 +239,39 @@ def test_a_student_of_a_range_of_scales_is_measured_at_each_that_is_asked_for():
     assert path.read_bytes() == student
 
 
+def test_a_student_starts_from_the_embedded_one_its_teacher_or_a_file(monkeypatch):
+    started = []
+
+    def train(name, run, loss, model, *_, **__):
+        started.append(model)
+        return _training.Trained(model, "this run", 1, 1.0)
+
+    monkeypatch.setattr(_student, "train", train)
+    monkeypatch.setattr(_student, "compare", lambda rows, *_, **__: rows[-1].trained)
+    teacher, student = map(mc.load, (mc.EMOJI_TEACHER, mc.EMOJI_STUDENT))
+    file = "given.eqx"
+    other = _stages.new_denoiser(_stages.DEMO, jax.random.key(2))
+    mc.save_model(file, other)
+    cases = (
+        (cd_imagenet64, {}, student, "this run, from embedded"),
+        (cd_imagenet64, {"start_from": "teacher"}, teacher, "this run"),
+        (
+            cd_imagenet64,
+            {"start_from": file},
+            mc.load(file),
+            "this run, from given.eqx",
+        ),
+        (cd_imagenet64, {"teacher": file}, other, "this run"),
+        (ct_imagenet64, {}, teacher, "this run"),
+    )
+    for i, (recipe, options, expected, weights) in enumerate(cases):
+        kind = getattr(recipe, "Config", Config)
+        trained = recipe.main(tiny_config(kind, out=Path(f"run_{i}"), **options))
+        assert trained.weights == weights
+        assert eqx.tree_equal(started[-1].network, expected.network)
+    assert not eqx.tree_equal(teacher.network, student.network)
+
+
 @pytest.mark.slow
 def test_a_student_of_one_scale_needs_one_evaluation_a_step():
     training = Training(iterations=1)
@@ -268,18 +307,18 @@ def test_a_teacher_without_a_null_class_gains_one_to_go_on_with():
     model = _stages.new_denoiser(bare, KEY)
     path = Path("bare.eqx")
     mc.save_model(path, model)
-    started = _stages.start_from(path, _stages.DEMO)
-    assert eqx.tree_equal(_stages.start_from(path, bare), model)
+    started = _given.start_from(path, _stages.DEMO)
+    assert eqx.tree_equal(_given.start_from(path, bare), model)
     old, new = model.network.embed.classes, started.network.embed.classes
     np.testing.assert_array_equal(new[:9], old)
     np.testing.assert_allclose(new[9], np.mean(old, 0), atol=1e-7)
     whole = Path("whole.eqx")
     mc.save_model(whole, started)
     with pytest.raises(ValueError, match="has a null class"):
-        _stages.start_from(whole, bare)
+        _given.start_from(whole, bare)
     other = dataclasses.replace(_stages.DEMO, schedule=mc.Shifted(64, low=32, high=64))
     with pytest.raises(ValueError, match="its schedule is"):
-        _stages.start_from(path, other)
+        _given.start_from(path, other)
 
 
 @pytest.mark.parametrize(
@@ -333,7 +372,7 @@ def test_teacher_recipe_writes_a_model_that_the_others_take(
     assert asked == [(folder, "train")]
     assert "emoji of five vendors" in capsys.readouterr().out
     name = str(path)
-    given, sha256 = _student._given_teacher(name, _stages.DEMO)
+    given, sha256 = _given.given_teacher(name, _stages.DEMO)
     assert given is not None
     assert given.weights == name
     assert len(str(sha256)) == 64
@@ -357,6 +396,8 @@ def test_teacher_recipe_writes_a_model_that_the_others_take(
         ({"steps": 0}, "student_steps"),
         ({"seed": -1}, "seed is 0 or more, got -1"),
         ({"teacher": "nowhere.eqx"}, r"nowhere\.eqx"),
+        ({"start_from": "nowhere.eqx"}, r"nowhere\.eqx"),
+        ({"start_from": "bare.eqx"}, "has no null class"),
         ({"data_dir": Path("nowhere")}, "train_data_batch_1"),
         ({"evaluation": Evaluation(samples=1)}, "samples is 2 or more, got 1"),
         ({"evaluation": Evaluation(samples=17)}, "16 samples or fewer"),
@@ -491,7 +532,7 @@ def test_a_run_that_dies_leaves_a_capsule_and_the_command_that_opens_it(
 def test_training_draws_samples_and_logs_speed_as_it_goes(few_images):
     train_gain("seen", few_images)
     pictures = sorted(p.name for p in Path("seen/m_samples").iterdir())
-    assert pictures == [f"{step:08d}.png" for step in range(1, 10)]
+    assert pictures == [f"{step:08d}.png" for step in range(10)]
     last = json.loads(Path("seen/m.jsonl").read_text().splitlines()[-1])
     assert last["images_per_second"] > 0
     assert last["step"] == 9

@@ -15,7 +15,9 @@ from mcmeqx._denoiser import eps_prediction as eps_prediction
 from mcmeqx._denoiser import v_prediction as v_prediction
 from mcmeqx._denoiser import x_prediction as x_prediction
 from mcmeqx._dpm_solver import DPMSolver as DPMSolver
+from mcmeqx._embedded import EMOJI_STUDENT as EMOJI_STUDENT
 from mcmeqx._embedded import EMOJI_TEACHER as EMOJI_TEACHER
+from mcmeqx._embedded import emoji_student as emoji_student
 from mcmeqx._embedded import emoji_teacher as emoji_teacher
 from mcmeqx._export import export_weights as export_weights
 from mcmeqx._export_sampler import ExportedSampler as ExportedSampler

@@ -109,6 +109,20 @@ class EfficientNetLite0(AbstractFeatureNetwork):
         whole = cls.from_tensors(read_torch_file(path, _SHA256))
         return whole if blocks is None else whole.cut(blocks)
 
+    @classmethod
+    def for_samples(cls, samples: int) -> "EfficientNetLite0":
+        """The whole network, or the most blocks that give a feature for four samples.
+
+        Block 3, of 24 features, is the earliest; the whole takes 5,120 samples.
+        """
+        whole = cls.load()
+        if samples >= 4 * whole.dims:
+            return whole
+        depths = range(4, len(whole.blocks) + 1)
+        return whole.cut(
+            max((n for n in depths if 4 * whole.cut(n).dims <= samples), default=3)
+        )
+
     def cut(self, blocks: int) -> "EfficientNetLite0":
         """The network up to the output of its first `blocks` blocks."""
         kept = self.blocks[:blocks]
