@@ -33,6 +33,8 @@ METRICS: tuple[str, ...] = (
 # From so many samples on, the floor is small and published figures leave it out.
 _ENOUGH = 10_000
 _ROWS = 4096
+# Of 1,000 rows. More than a few times what fits side by side costs and tells little.
+_SUBSETS = 20
 
 
 def scores(
@@ -60,7 +62,7 @@ def scores(
 
 
 def _beside(rows: np.ndarray, kept: np.ndarray, data: Data) -> dict[str, Any]:
-    kernel = kernel_distance(rows, kept)
+    kernel = kernel_distance(rows, kept, subsets=_SUBSETS)
     found = {"kernel": kernel.value, "kernel_error": kernel.error}
     count = min(len(rows), len(kept))
     if count > 5:
