@@ -60,7 +60,8 @@ def from_images(
 ) -> Data:
     """The data set's features under the network, kept in a folder of `folder`.
 
-    Raises ValueError for less than four images.
+    There lies `reference.npz`, which stands for the data on other machines. Raises
+    ValueError for less than four images.
     """
     if len(images) < 4:
         raise ValueError(f"{images.name} has {len(images)} images, expected 4 or more")
@@ -80,6 +81,8 @@ def from_images(
     rest = _moments(images, order[count:], network, folder, batch_size)
     both = rest.merge(Moments.of(kept))
     about = mc.metrics.reference(both, network, name=images.name, sha256=sha256)
+    with whole(folder / "reference.npz") as part, part.open("wb") as file:
+        mc.metrics.save_reference(file, about)
     return Data(about, kept, rest)
 
 

@@ -112,6 +112,9 @@ def test_a_model_gives_a_row_a_seed_and_a_card_and_nothing_twice(tiny, model, im
     assert summary["interval"][1] == pytest.approx(np.mean(values) + half)
     assert evaluate.main(config) == table
     assert table.read_bytes() == before
+    (kept,) = Path("out").rglob("reference.npz")
+    data = from_statistics(kept, Corners(), Path("out"))
+    assert (data.reference.name, data.reference.count) == ("noise", 90)
 
 
 def test_the_distance_is_that_of_the_samples_that_the_model_gives(

@@ -28,6 +28,7 @@ from mcmeqx.metrics import (
     kernel_distance,
     precision_recall,
 )
+from mcmeqx.metrics._torch_file import read_torch_file
 
 pytestmark = [
     pytest.mark.oracle,
@@ -257,3 +258,17 @@ def test_efficientnet_by_its_torch_package(side):
     agree_all(
         "its logits", np.asarray(network.logits(jnp.asarray(found))), scores, 1e-3
     )
+
+
+def test_state_dicts_and_parameters_that_torch_wrote(tmp_path):
+    from torch import nn, save
+
+    layer = nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3))
+    expected = {name: x.numpy() for name, x in layer.state_dict().items()}
+    path = tmp_path / "weights.pth"
+    for state in (layer.state_dict(), dict(layer.named_parameters())):
+        save(state, path, _use_new_zipfile_serialization=False)
+        found = read_torch_file(path)
+        assert found.keys() == state.keys()
+        for name, value in found.items():
+            np.testing.assert_array_equal(value, expected[name])

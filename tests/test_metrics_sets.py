@@ -40,12 +40,12 @@ def test_kernel_distance_of_one_subset_is_the_unbiased_formula():
 
 def test_kernel_distance_has_no_bias_and_its_error_is_that_of_repeats():
     # E k(x, y) of independent rows is E (x.y / d + 1)^3, by the moments of x.y
-    d, shift, repeats = 4, 0.7, 60
+    d, shift, repeats = 4, 0.7, 40
 
     def mean_kernel(m):
         # x.y of N(m1, I), N(m2, I), by 200,000 pairs of another generator's draws
         rng = np.random.default_rng(5)
-        x, y = (rng.normal(size=(400_000, d)) + s for s in m)
+        x, y = (rng.normal(size=(200_000, d)) + s for s in m)
         k = ((x * y).sum(1) / d + 1) ** 3
         return k.mean(), k.std() / np.sqrt(len(k))
 

@@ -2,7 +2,7 @@
 
 Such a file is a row of pickles (magic number, protocol, system, state dict, storage
 keys) and then each storage's element count and raw little-endian numbers. The pickles
-may name an ordered dictionary, the tensor rebuilder and the storage types; any other
+may name an ordered dictionary, the tensor rebuilders and the storage types; any other
 name is refused before it is looked up, so a hostile file runs nothing.
 """
 
@@ -30,6 +30,10 @@ def _rebuild(storage, offset, shape, strides, requires_grad, hooks) -> _Tensor:
     return _Tensor(storage, offset, shape, strides)
 
 
+def _parameter(data, requires_grad, hooks) -> _Tensor:
+    return data
+
+
 class _Unpickler(pickle.Unpickler):
     def __init__(self, file: BytesIO):
         pickle.Unpickler.__init__(self, file)
@@ -40,6 +44,8 @@ class _Unpickler(pickle.Unpickler):
             return OrderedDict
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
             return _rebuild
+        if (module, name) == ("torch._utils", "_rebuild_parameter"):
+            return _parameter
         if module == "torch" and name in _DTYPES:
             return name
         raise ValueError(f"the file names {module}.{name}, which no weight file needs")
