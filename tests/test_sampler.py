@@ -1,6 +1,7 @@
 import itertools
 
 import diffrax
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -429,6 +430,34 @@ def test_generated_rows_depend_on_neither_the_batch_size_nor_the_number_of_rows(
         out = rows(n, size)
         assert (out.shape, out.dtype) == (noise[:n].shape, noise.dtype)
         np.testing.assert_allclose(out, whole[:n], atol=1e-6)
+
+
+def test_one_executable_serves_every_number_of_steps():
+    traces = []
+
+    class Shrinking(eqx.Module):
+        schedule: Cosine
+
+        def __call__(self, z, t, label=None, *, guidance=None, key=None):
+            traces.append(t)
+            return 0.5 * z * t
+
+    model, key = Shrinking(Cosine()), jax.random.key(0)
+    noise = np.random.default_rng(0).normal(size=(3, 5)).astype("f4")
+    for steps in (1, 2, 3, 8, 64):
+        ts = uniform_grid(steps)
+        found = generate(model, DDIM(), ts, noise, key=key)
+        if steps == 1:
+            own = len(traces)
+        assert len(traces) == own
+        z = noise.astype("f8")
+        for t, s in itertools.pairwise(ts):
+            (alpha, sigma), (alpha_s, sigma_s) = (
+                alpha_sigma(Cosine(), u) for u in (t, s)
+            )
+            x = 0.5 * z * t
+            z = alpha_s * x + sigma_s / sigma * (z - alpha * x)
+        np.testing.assert_allclose(found, z, atol=2e-5)
 
 
 def test_generated_rows_follow_their_labels():

@@ -46,9 +46,9 @@ def generate(
 
     Row i depends on `noise[i]`, `labels[i]`, `key` and i alone, so that two models
     given the same rows can be compared picture by picture and the batch size changes
-    nothing but speed. One executable serves every batch; `ts` is traced, so grids of
-    equal length share it. `guidance` is the scale for a student that takes one, traced
-    too. `describe` names a progress bar.
+    nothing but speed. One executable serves every batch and, by a sampler whose steps
+    know nothing of each other, every number of steps up to 64. `guidance` is the scale
+    for a student that takes one, traced too. `describe` names a progress bar.
 
     Raises ValueError if `noise` is empty, `labels` differ in number, `batch_size` is
     not positive or `guidance` negative.
@@ -67,6 +67,7 @@ def generate(
     scale = None if guidance is None else jnp.float32(guidance)
     keys = jax.random.split(key, n)
     ts = np.asarray(ts, np.float32 if noise.dtype == np.float32 else np.float64)
+    ts = sampler.padded(ts)
     out = []
     starts = range(0, n, batch_size)
     for start in tqdm(starts, desc=describe, disable=describe is None, leave=False):

@@ -16,6 +16,8 @@ from mcmeqx._schedule import AbstractNoiseSchedule
 from mcmeqx._step import VarianceFn, addim, analytic_x_var, ddim, ddpm
 from mcmeqx._types import DenoiseFn, Sample, Scalar, ScalarLike
 
+_PADDED = 64
+
 
 class AbstractSampler(eqx.Module):
     """A rule that takes z along a falling grid of times with calls of a denoiser."""
@@ -31,6 +33,13 @@ class AbstractSampler(eqx.Module):
         key: Key[Array, ""],
     ) -> Sample:
         """`z` at `ts[-1]`, from `z` at `ts[0]`, in its shape and dtype."""
+
+    @abstractmethod
+    def padded(self, ts: Float[np.ndarray, " times"]) -> Float[np.ndarray, " padded"]:
+        """Times that lead `run` to the same end, of a length that many grids share.
+
+        One executable then serves them all.
+        """
 
 
 class AbstractStepSampler(AbstractSampler):
@@ -58,14 +67,26 @@ class AbstractStepSampler(AbstractSampler):
         *,
         key: Key[Array, ""],
     ) -> Sample:
-        """`step` from each time to the next: one `lax.scan`."""
+        """`step` from each time to the next, none between equals: one `lax.scan`."""
 
         def body(z: Sample, inputs: tuple[Scalar, Scalar, Key[Array, ""]]):
             t, s, step_key = inputs
-            return self.step(denoise, schedule, z, t, s, key=step_key), None
 
-        keys = jax.random.split(key, ts.shape[0] - 1)
+            def step(z: Sample) -> Sample:
+                return self.step(denoise, schedule, z, t, s, key=step_key)
+
+            return jax.lax.cond(t == s, lambda z: z, step, z), None
+
+        indices = jnp.arange(ts.shape[0] - 1, dtype=jnp.uint32)
+        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(indices)
         return jax.lax.scan(body, z, (ts[:-1], ts[1:], keys))[0]
+
+    def padded(self, ts: Float[np.ndarray, " times"]) -> Float[np.ndarray, " padded"]:
+        """Up to 64 steps, or 256, 1024 and so on: the last time again and again."""
+        steps, length = len(ts) - 1, _PADDED
+        while length < steps:
+            length *= 4
+        return np.pad(ts, (0, length - steps), mode="edge")
 
 
 class DDIM(AbstractStepSampler):

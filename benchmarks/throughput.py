@@ -1,0 +1,194 @@
+"""Images a second of training steps and samplers, and how near they come to the limit.
+
+    python benchmarks/throughput.py --networks demo64 unet32 --batch-sizes 8 32
+    python benchmarks/throughput.py --networks imagenet64_small --compile-only
+
+One row of `<out>` for each network, job, batch size and precision, as it is measured,
+on one device of whatever kind there is. Compilation and one round are left out; a time
+is the median of `rounds` rounds, each of calls that are waited for, and `spread` how
+far apart the slowest and the fastest lie, over it.
+
+Peak memory is XLA's plan for the program. Operations are counted by hand, layer by
+layer (`mcmeqx.count_flops`); `peak_flops` is that of a large matrix product in the same
+precision, and `utilisation` the share of it. `binds` compares two times of a call:
+`arithmetic_ms`, its operations at that peak, and `traffic_ms`, the bytes that its
+kernels read and write by XLA's count at the bandwidth of a large array's update. Where
+caches hold what a kernel hands to the next, traffic costs less. XLA counts a loop's
+body once: a sampler's bytes are the program's times the steps, and a network with
+blocks under a scan has none.
+"""
+
+import csv
+import itertools
+import os
+import statistics
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import tyro
+from _work import TRAINING, Job, build
+
+import mcmeqx as mc
+
+JOBS = (*TRAINING, "sample1", "sample2", "sample4", "sample8")
+SCANNED = 6
+"""Transformer blocks of a stage up to which they are unrolled."""
+COLUMNS: tuple[str, ...] = (
+    "device",
+    "cores",
+    "jax",
+    "network",
+    "job",
+    "batch_size",
+    "precision",
+    "images_a_second",
+    "milliseconds",
+    "spread",
+    "peak_memory_bytes",
+    "compile_seconds",
+    "flops_an_image",
+    "peak_flops",
+    "utilisation",
+    "arithmetic_ms",
+    "traffic_ms",
+    "binds",
+)
+
+
+@dataclass(frozen=True)
+class Config:
+    """What to measure."""
+
+    networks: tuple[str, ...] = ("demo64", "unet32")
+    """Presets of `mcmeqx.nets`."""
+    jobs: tuple[str, ...] = JOBS
+    """Training steps of teacher, cd and ct; sampling by DDIM in so many steps."""
+    batch_sizes: tuple[int, ...] = (8, 32)
+    """Images a step, or a call of the sampler."""
+    precisions: tuple[str, ...] = ("float32",)
+    """What the network computes in: float32, bfloat16."""
+    rounds: int = 5
+    """Timed rounds of each row."""
+    compile_only: bool = False
+    """Compile for shapes; allocate and run nothing."""
+    out: Path = Path("benchmarks/throughput.csv")
+    """The table, to which rows are added."""
+
+
+def seconds(job: Job, rounds: int) -> list[float]:
+    """Of a call, round by round; a round takes half a second or one call."""
+    jax.block_until_ready(job.run())
+    calls, found = 1, []
+    for _ in range(rounds + 1):
+        begun = time.perf_counter()
+        for _ in range(calls):
+            last = job.run()
+        jax.block_until_ready(last)
+        found.append((time.perf_counter() - begun) / calls)
+        calls = max(1, round(0.5 / found[0]))
+    return found[1:]
+
+
+def bandwidth() -> float:
+    """Bytes read and written a second where an array no cache can hold is updated."""
+    count, best = 2**26, float("inf")
+    update = jax.jit(lambda a: a + 1.0, donate_argnums=0)
+    a = update(jnp.ones(count, jnp.float32))
+    for _ in range(5):
+        jax.block_until_ready(a)
+        begun = time.perf_counter()
+        a = jax.block_until_ready(update(a))
+        best = min(best, time.perf_counter() - begun)
+    return 8 * count / best
+
+
+def traffic_bytes(job: Job, network: str, name: str) -> float | None:
+    """Bytes that a call reads and writes, where XLA's count can say."""
+    config = getattr(mc.nets, network)
+    stages = config.stages if isinstance(config, mc.nets.UViTConfig) else ()
+    if any(s.kind == "transformer" and s.depth > SCANNED for s in stages):
+        return None
+    steps = 1 if name in TRAINING else int(name[6:])
+    return steps * job.program.cost_analysis()["bytes accessed"]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the device can do, measured."""
+
+    flops: float
+    """Operations a second."""
+    bandwidth: float
+    """Bytes a second, read and written."""
+
+    def of(self, job: Job, traffic: float | None, median: float) -> dict[str, Any]:
+        """The columns that compare a call of `median` seconds with them."""
+        columns: dict[str, Any] = {
+            "peak_flops": self.flops,
+            "utilisation": job.flops / median / self.flops,
+            "arithmetic_ms": 1e3 * job.flops / self.flops,
+        }
+        if traffic is not None:
+            columns["traffic_ms"] = 1e3 * traffic / self.bandwidth
+            longer = columns["arithmetic_ms"] > columns["traffic_ms"]
+            columns["binds"] = "arithmetic" if longer else "traffic"
+        return columns
+
+
+def row(
+    network: str, name: str, batch_size: int, precision: str, config: Config
+) -> dict[str, Any]:
+    """One row of the table."""
+    job = build(network, name, batch_size, precision, real=not config.compile_only)
+    columns: dict[str, Any] = {
+        "device": jax.devices()[0].device_kind,
+        "cores": os.cpu_count(),
+        "jax": jax.__version__,
+        "network": network,
+        "job": name,
+        "batch_size": batch_size,
+        "precision": precision,
+        "peak_memory_bytes": job.memory(),
+        "compile_seconds": job.compile_seconds,
+        "flops_an_image": job.flops / batch_size,
+    }
+    if config.compile_only:
+        return columns
+    found = seconds(job, config.rounds)
+    median = statistics.median(found)
+    # Beside the job itself, so that what slows one slows the other.
+    limits = Limits(mc.matmul_peak(jnp.dtype(precision)), bandwidth())
+    columns |= {
+        "images_a_second": batch_size / median,
+        "milliseconds": 1e3 * median,
+        "spread": (max(found) - min(found)) / median,
+    }
+    return columns | limits.of(job, traffic_bytes(job, network, name), median)
+
+
+def main(config: Config) -> None:
+    """Measure, and add each row as it is there."""
+    new = not config.out.exists()
+    with config.out.open("a", newline="") as file:
+        table = csv.DictWriter(file, COLUMNS)
+        if new:
+            table.writeheader()
+        for network, name, batch_size, precision in itertools.product(
+            config.networks, config.jobs, config.batch_sizes, config.precisions
+        ):
+            found = row(network, name, batch_size, precision, config)
+            table.writerow({k: _short(v) for k, v in found.items()})
+            file.flush()
+            print(", ".join(f"{k} {_short(v)}" for k, v in found.items()), flush=True)
+
+
+def _short(value: Any) -> Any:
+    return f"{value:.4g}" if isinstance(value, float) else value
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config, description=__doc__))
