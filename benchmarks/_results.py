@@ -31,25 +31,33 @@ COLUMNS: tuple[str, ...] = (
 _T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 
 
-def add_row(table: Path, row: dict[str, Any]) -> bool:
+def add_row(
+    table: Path, row: dict[str, Any], columns: tuple[str, ...] = COLUMNS
+) -> bool:
     """Adds the row unless one of its `id` is there; whether it did.
 
     Raises ValueError for a table with other columns.
     """
-    rows: list[dict[str, Any]] = []
-    if table.exists():
-        with table.open(newline="") as file:
-            reader = csv.DictReader(file)
-            rows = list(reader)
-        if tuple(reader.fieldnames or ()) != COLUMNS:
-            raise ValueError(f"{table} has other columns: give another --table")
+    rows = read_rows(table, columns)
     if any(other["id"] == row["id"] for other in rows):
         return False
     with whole(table) as part, part.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
+        writer = csv.DictWriter(file, columns, extrasaction="ignore")
         writer.writeheader()
         writer.writerows([*rows, row])
     return True
+
+
+def read_rows(table: Path, columns: tuple[str, ...] = COLUMNS) -> list[dict[str, Any]]:
+    """The rows of a table, none of one that is not there yet."""
+    if not table.exists():
+        return []
+    with table.open(newline="") as file:
+        reader = csv.DictReader(file)
+        rows = list(reader)
+    if tuple(reader.fieldnames or ()) != columns:
+        raise ValueError(f"{table} has other columns: write to another one")
+    return rows
 
 
 def write_card(path: Path, rows: list[dict[str, Any]], **about: Any) -> dict[str, Any]:

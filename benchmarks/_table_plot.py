@@ -14,10 +14,10 @@ def plot(rows: list[dict[str, str]], path: Path) -> None:
     """Mean over seeds with the range, log axes; floor and teacher as bands."""
     groups: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
-        groups[row["method"]][int(row["evaluations"])].append(float(row["distance"]))
+        groups[row["method"]][int(row["evaluations"])].append(float(row["frechet"]))
     figure = Figure(figsize=(7, 5), layout="constrained")
     axes = figure.subplots()
-    bands = [("data against data", groups.pop("data")[0])]
+    bands = [("data against data", [float(row["floor"]) for row in rows])]
     many = groups.get("DDIM", {}).get(_MANY)
     if many:
         bands.append((f"teacher, {_MANY} DDIM steps", many))
