@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from mcmeqx.metrics import AbstractFeatureNetwork, features
 
-CHUNK = 256
+CHUNK = 128
 """Images of a chunk; what is sampled depends on it, so it is no option."""
 
 

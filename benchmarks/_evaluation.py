@@ -3,13 +3,14 @@
 import hashlib
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import equinox as eqx
 import jax
 import numpy as np
-from _chunks import as_bytes, chunked_features
+from _chunks import CHUNK, as_bytes, chunked_features
 from _measured_data import Data, digest, scaled
 from _recipes import at_least, whole
 from _scores import scores
@@ -60,22 +61,28 @@ def evaluate(
         "seed": seed,
     }
 
-    def make(start: int, n: int) -> np.ndarray:
-        rng = np.random.default_rng([seed, 2, start])
-        key = jax.random.fold_in(jax.random.key(seed), start)
-        x = mc.generate(
-            model,
-            sampler,
-            grid,
-            rng.standard_normal((n, *shape), np.float32),
-            None if labels is None else labels[start : start + n],
-            guidance=guidance,
-            key=key,
-            batch_size=batch_size,
-        )
-        return as_bytes(x)
-
+    options = {"guidance": guidance, "batch_size": batch_size}
+    make = partial(_sampled, model, sampler, grid, shape, labels, seed, options)
     return _measured(make, about, data, network, folder, batch_size)
+
+
+def _sampled(model, sampler, grid, shape, labels, seed, options, start: int, n: int):
+    """Samples `start` to `start + n`, of noise and keys of their own.
+
+    A last, smaller chunk is sampled whole and cut: so it needs no executable of its
+    own, and a smaller number of samples is the beginning of a larger.
+    """
+    noise = np.random.default_rng([seed, 2, start])
+    x = mc.generate(
+        model,
+        sampler,
+        grid,
+        noise.standard_normal((CHUNK, *shape), np.float32),
+        None if labels is None else np.resize(labels[start : start + n], CHUNK),
+        key=jax.random.fold_in(jax.random.key(seed), start),
+        **options,
+    )
+    return as_bytes(x[:n])
 
 
 def evaluate_images(
