@@ -29,9 +29,10 @@ def chunked_features(
     out = []
     starts = range(0, count, CHUNK)
     for start in tqdm(starts, desc=describe, unit="chunk", leave=False):
-        path = folder / f"features_{start:08d}.npy"
+        end = min(start + CHUNK, count)
+        path = folder / f"features_{start:08d}_{end:08d}.npy"
         if not path.exists():
-            images = make(start, min(CHUNK, count - start))
+            images = make(start, end - start)
             rows = features(network, images, batch_size=batch_size)
             with whole(path) as part, part.open("wb") as file:
                 np.save(file, rows)
