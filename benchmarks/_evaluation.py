@@ -59,6 +59,7 @@ def evaluate(
         "guidance": "" if guidance is None else guidance,
         "samples": samples,
         "seed": seed,
+        "chunk": CHUNK,
     }
 
     options = {"guidance": guidance, "batch_size": batch_size}
