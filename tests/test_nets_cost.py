@@ -69,7 +69,7 @@ def test_rematerialised_blocks_have_the_same_values_and_gradients(config):
         )
         return eqx.combine(jax.tree.map(jnp.asarray, arrays), static)
 
-    # jax's attention does not run in float64 under strict promotion.
+    # The noise level is float32: in float64 all else needs promotion.
     with jax.numpy_dtype_promotion("standard"):
         kept, kept_grad = value_and_grad(moved(config), jax.random.key(2))
         again, again_grad = value_and_grad(moved(with_remat(config)), jax.random.key(2))

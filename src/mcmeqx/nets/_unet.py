@@ -24,6 +24,7 @@ from mcmeqx.nets._layers import (
     NewMap,
     ResNetBlock,
     Vector,
+    attend,
     pool,
     upsample,
 )
@@ -123,7 +124,7 @@ class Attention(eqx.Module):
         pixels = x.shape[0] * x.shape[1]
         qkv = jnp.split(self.qkv(self.norm(x)), 3, axis=-1)
         q, k, v = (a.reshape(pixels, self.heads, -1) for a in qkv)
-        attended = jax.nn.dot_product_attention(q, k, v)
+        attended = attend(q, k, v)
         return x + self.out(attended.reshape(x.shape))
 
 
@@ -172,8 +173,8 @@ class UNet(AbstractNetwork):
     def __init__(self, config: UNetConfig, *, key: Key[Array, ""]):
         keys = (jax.random.fold_in(key, i) for i in itertools.count())
 
-        def block(n_in: int, n_out: int, attend: bool) -> Block:
-            return Block(config, n_in, n_out, attend=attend, key=next(keys))
+        def block(n_in: int, n_out: int, attends: bool) -> Block:
+            return Block(config, n_in, n_out, attend=attends, key=next(keys))
 
         def between(n: int) -> ResNetBlock:
             return ResNetBlock(n, n, config.embedding, config.dropout, key=next(keys))
@@ -193,17 +194,17 @@ class UNet(AbstractNetwork):
             for i, m in enumerate(config.multipliers)
         ]
         down, up, skips = [], [], [n]
-        for i, (width, attend) in enumerate(levels):
+        for i, (width, attends) in enumerate(levels):
             skips += [n] if i else []
             widths = [n, *[width] * config.depth]
-            down.append(tuple(block(a, width, attend) for a in widths[:-1]))
+            down.append(tuple(block(a, width, attends) for a in widths[:-1]))
             skips += widths[1:]
             n = width
         self.down = tuple(down)
         self.middle = (block(n, n, True), block(n, n, False))
-        for width, attend in levels[::-1]:
+        for width, attends in levels[::-1]:
             widths = [n, *[width] * config.depth]
-            up.append(tuple(block(a + skips.pop(), width, attend) for a in widths))
+            up.append(tuple(block(a + skips.pop(), width, attends) for a in widths))
             n = width
         self.up = tuple(up)
         outer = [width for width, _ in levels]

@@ -1,0 +1,121 @@
+"""What keeps a step fast on any machine, read from its program.
+
+Elsewhere: one compilation a run in test_train and, for samplers, in test_sampler; the
+count of operations against XLA's in test_flops.
+"""
+
+import re
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from mcmeqx import (
+    Cosine,
+    Denoiser,
+    DistillationTeacher,
+    Example,
+    Learner,
+    MultistepConsistencyLoss,
+    Segments,
+    make_mesh,
+    place,
+)
+from mcmeqx._sharding import split_batch
+from mcmeqx.nets import MLPConfig, Stage, UNetConfig, UViTConfig
+from mcmeqx.nets._layers import attend
+
+pytestmark = pytest.mark.usefixtures("as_users_run")
+SMALL = {"classes": 4, "embedding": 12, "head_width": 16}
+# One transformer block is unrolled, seven are scanned.
+STAGES = tuple(Stage(*s) for s in (("resnet", 16, 1), ("transformer", 32, 7)))
+NETWORKS = {
+    "uvit": UViTConfig(8, (*STAGES, Stage("transformer", 32, 1)), **SMALL),
+    "unet": UNetConfig(8, 32, (1, 1), attention=(4,), **SMALL),
+}
+
+
+def learner_and_state(config, dtype, key):
+    model = Denoiser(config.build(key=key), Cosine(), dtype=jnp.dtype(dtype))
+    loss = MultistepConsistencyLoss(DistillationTeacher(model), Segments(2))
+    learner = Learner(loss, optax.adam(1e-3))
+    return learner, learner.init(model, key=key)
+
+
+@pytest.fixture(scope="module")
+def started():
+    """A learner that has taken its first step, on a mesh, and the batch of the next."""
+    with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"):
+        config = MLPConfig(2, width=8, depth=1, embedding=8)
+        mesh = make_mesh(2, 2)
+        learner, state = place(
+            learner_and_state(config, "float32", jax.random.key(0)), mesh
+        )
+        batch = split_batch(Example(np.ones((8, 2), "f4")), mesh)
+        with jax.set_mesh(mesh):
+            state, _ = learner.step(state, batch)
+        return learner, state, batch, mesh
+
+
+def test_a_step_moves_nothing_between_host_and_devices_and_takes_its_buffers(started):
+    learner, state, batch, mesh = started
+    old = [a for a in jax.tree.leaves(state) if eqx.is_array(a)]
+    with jax.set_mesh(mesh), jax.transfer_guard("disallow"):
+        state, _ = learner.step(state, batch)
+    state = jax.block_until_ready(state)
+    assert old
+    assert all(a.is_deleted() for a in old)
+    # The guard is one that sees a batch come from the host.
+    host = Example(np.ones((8, 2), "f4"))
+    with (
+        jax.set_mesh(mesh),
+        jax.transfer_guard("disallow"),
+        pytest.raises(Exception, match="host-to-device"),
+    ):
+        learner.step(state, host)
+
+
+@pytest.mark.parametrize("name", [pytest.param("uvit", marks=pytest.mark.slow), "unet"])
+def test_no_product_of_a_bfloat16_step_takes_float32(name):
+    def build(key):
+        return learner_and_state(NETWORKS[name], "bfloat16", key)
+
+    def is_shape(leaf):
+        return isinstance(leaf, jax.ShapeDtypeStruct)
+
+    learner, state = eqx.filter_eval_shape(build, jax.random.key(0))
+    image = jax.ShapeDtypeStruct((4, 3, 8, 8), jnp.float32)
+    batch = Example(image, jax.ShapeDtypeStruct((4,), jnp.int32))
+    given, fixed = eqx.partition((learner, state, batch), is_shape)
+
+    def step(given):
+        learner, state, batch = eqx.combine(given, fixed)
+        return eqx.filter(learner.step(state, batch), eqx.is_array)
+
+    text = jax.jit(step).lower(given).as_text()
+    product = r"stablehlo\.(?:dot_general|convolution).* : \((.*)\) -> "
+    operands = re.findall(product, text)
+    # Apart from the embedding: twelve features of the noise level to a width of twelve.
+    wide = [o for o in operands if "f32" in o and "12x12xf32" not in o]
+    assert [o for o in wide if "tensor<12x4xf32>, tensor<4x12xf32>" not in o] == []
+    assert sum("bf16" in o for o in operands) > 100
+
+
+def test_attention_and_its_derivatives_are_those_of_the_formula():
+    def plain(q, k, v):
+        logits = jnp.sum(q[:, None] * k[None], -1) / np.sqrt(3.0)
+        weights = jnp.exp(logits) / jnp.sum(jnp.exp(logits), 1, keepdims=True)
+        return jnp.sum(weights[..., None] * v[None], 1)
+
+    def all_of(f):
+        value, forward = jax.jvp(f, (q, k, v), (w, q, k))
+        gradients = jax.grad(lambda *a: jnp.sum(w * f(*a)), (0, 1, 2))(q, k, v)
+        return value, forward, *gradients
+
+    with jax.enable_x64(True):
+        q, k, v, w = jnp.asarray(np.random.default_rng(0).normal(size=(4, 5, 2, 3)))
+        for found, expected in zip(all_of(attend), all_of(plain), strict=True):
+            np.testing.assert_allclose(found, expected, atol=1e-12)
