@@ -1,0 +1,189 @@
+"""The same work by this library and by what else one would pick, side by side.
+
+    pip install "mcmeqx[versus]"
+    python benchmarks/versus.py
+
+A U-Net for 32x32 images of 5.6M parameters, batch 8, float32. `cd` is a step of
+consistency distillation: teacher, DDIM, target, student forward and backward, Adam and
+the moving average; `sample<n>` is DDIM in n steps; `teacher` is a diffusion training
+step, of this library alone. PyTorch runs Diffusers' UNet2DModel in channels last, with
+fused attention and foreach Adam; Flax and Equinox stand for their plain layers.
+
+Each contestant is a resident process, and they are asked in turn, so that whatever else
+the machine does falls on all. All have the same cores, and those on JAX the same
+XLA_FLAGS. Every answer is a row of `<out>` (run, contestant, job, round, seconds of CPU
+time and of the clock), written as it comes. At the end stands the median of CPU seconds
+over that of this library, in this run alone; a spread, (max - min) / median, over 30%
+makes a figure void, and so does a parameter count that is off by more than 1%. A first
+round, which compiles, is left out. Contestants that are not installed are skipped.
+"""
+
+import csv
+import importlib.util
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+NEEDS = {
+    "mcmeqx": ("mcmeqx",),
+    "equinox": ("equinox",),
+    "flax": ("flax",),
+    "torch": ("torch", "diffusers"),
+}
+COLUMNS: tuple[str, ...] = (
+    "run",
+    "contestant",
+    "version",
+    "parameters",
+    "job",
+    "round",
+    "cpu_seconds",
+    "wall_seconds",
+)
+WIDEST_SPREAD = 0.3
+
+
+@dataclass(frozen=True)
+class Config:
+    """What to compare."""
+
+    contestants: tuple[str, ...] = tuple(NEEDS)
+    """Among mcmeqx, equinox, flax, torch."""
+    jobs: tuple[str, ...] = ("teacher", "cd", "sample1", "sample4")
+    """Jobs; a contestant that does not have one is not asked."""
+    rounds: int = 7
+    """Rounds of each job after the first, at least 5."""
+    cores: int = 1
+    """CPU cores that every contestant may use. Threads that wait for each other burn
+    CPU time, on a machine that does other work more of it."""
+    out: Path = Path("benchmarks/versus.csv")
+    """The table, to which rows are added."""
+
+    def __post_init__(self) -> None:
+        """ValueError for what could not be a comparison."""
+        if self.rounds < 5:
+            raise ValueError(f"rounds is 5 or more, got {self.rounds}")
+        unknown = set(self.contestants) - set(NEEDS)
+        if unknown or "mcmeqx" not in self.contestants:
+            raise ValueError(
+                f"contestants are mcmeqx and others of {', '.join(NEEDS)}, got "
+                f"{', '.join(self.contestants)}"
+            )
+
+
+class Resident:
+    """A contestant's process."""
+
+    def __init__(self, name: str, cores: int):
+        script = Path(__file__).with_name(f"_peer_{name}.py")
+        self.name = name
+        threads = {"OMP_NUM_THREADS": str(cores), "JAX_PLATFORMS": "cpu"}
+        self._process = subprocess.Popen(
+            [sys.executable, str(script)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | threads,
+        )
+        about = self._answer()
+        self.parameters, self.version = about["parameters"], about["version"]
+        self.jobs = about["jobs"]
+
+    def ask(self, job: str) -> dict[str, float]:
+        """Seconds that the job took now."""
+        assert self._process.stdin is not None
+        print(job, file=self._process.stdin, flush=True)
+        return self._answer()
+
+    def end(self) -> None:
+        """End the process."""
+        self._process.kill()
+        self._process.wait()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"{self.name} ended; its own words stand above")
+        return json.loads(line)
+
+
+def residents(config: Config) -> list[Resident]:
+    """Those that are installed, started."""
+    found = []
+    for name in config.contestants:
+        missing = [n for n in NEEDS[name] if importlib.util.find_spec(n) is None]
+        if missing:
+            print(
+                f"{name} is left out: {', '.join(missing)} not installed, "
+                'pip install "mcmeqx[versus]"'
+            )
+        else:
+            found.append(Resident(name, config.cores))
+    return found
+
+
+def measure(config: Config, contestants: list[Resident]) -> dict[Any, list[float]]:
+    """CPU seconds by (job, contestant); every answer becomes a row at once."""
+    taken: dict[Any, list[float]] = {}
+    new, run = not config.out.exists(), time.strftime("%Y-%m-%dT%H:%M")
+    with config.out.open("a", newline="") as file:
+        table = csv.writer(file)
+        if new:
+            table.writerow(COLUMNS)
+        for job in config.jobs:
+            able = [c for c in contestants if job in c.jobs]
+            for turn in range(config.rounds + 1):
+                for c in able:
+                    found = c.ask(job)
+                    if not turn:
+                        continue
+                    taken.setdefault((job, c.name), []).append(found["cpu"])
+                    row = (run, c.name, c.version, c.parameters, job, turn)
+                    table.writerow(
+                        (*row, f"{found['cpu']:.4f}", f"{found['wall']:.4f}")
+                    )
+                file.flush()
+            for c in able:
+                print(line(job, c.name, taken), flush=True)
+    return taken
+
+
+def line(job: str, name: str, taken: dict[Any, list[float]]) -> str:
+    """A contestant's median, spread and ratio in words."""
+    found, ours = taken[job, name], statistics.median(taken[job, "mcmeqx"])
+    median = statistics.median(found)
+    spread = (max(found) - min(found)) / median
+    void = "  void: spread" if spread > WIDEST_SPREAD else ""
+    return (
+        f"{job:8} {name:8} {median:8.3f} CPU s, spread {spread:4.0%}, "
+        f"mcmeqx takes {ours / median:.2f} of it{void}"
+    )
+
+
+def main(config: Config) -> None:
+    """Compare; exit 1 if networks are not of a size."""
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: config.cores])
+    contestants = residents(config)
+    try:
+        ours = next(c for c in contestants if c.name == "mcmeqx").parameters
+        for c in contestants:
+            print(f"{c.name}: {c.parameters:,} parameters, {c.version}", flush=True)
+            if abs(c.parameters / ours - 1) > 0.01:
+                raise SystemExit(f"void: {c.name} differs by more than 1%")
+        measure(config, contestants)
+    finally:
+        for c in contestants:
+            c.end()
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config, description=__doc__))
