@@ -7,10 +7,10 @@ Without --data-dir this is a demo on 64x64 OpenMoji emoji with a small UViT. It 
 the package's diffusion teacher into a student of --steps network evaluations (Heek et
 al. 2024, Alg. 1, aDDIM teacher), and writes a picture and a table that compare the two.
 
-Two CPU cores take 10 to 13 minutes. Frechet distances on EfficientNet-Lite0
-features, 96 samples, one seed, to the teacher's 256 DDIM steps from the same noise: the
-teacher's 8 steps 1416 (DDIM) and 1893 (aDDIM), the student's 866. To OpenMoji they
-hardly differ: 2896 for 256 steps, 2878 and 2821, 2918 (benchmarks/README.md).
+Two CPU cores take eight minutes. Frechet distances on 24 features of
+EfficientNet-Lite0 to OpenMoji, 96 samples, one seed: the teacher's 256 DDIM steps 167,
+its 8 steps 225 (DDIM) and 338 (aDDIM), the student's 184; data against data 7
+(benchmarks/README.md).
 """
 
 import math
