@@ -25,6 +25,7 @@ import _training
 import cd_imagenet64
 import ct_imagenet64
 import interpolate
+import samples
 import teacher_imagenet64
 from _machine import Memory, Mesh
 from _options import Config, Evaluation, Training
@@ -475,6 +476,16 @@ def test_interpolation_turns_unit_noise_into_unit_noise(monkeypatch, capsys):
         interpolate.main(
             interpolate.Config(**options | {"rows": 99, "out": Path("b.png")})
         )
+
+
+@pytest.mark.slow
+def test_samples_are_drawn_once():
+    path = samples.main(samples.Config(columns=2))
+    assert path.read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(ValueError, match="there already"):
+        samples.main(samples.Config(columns=2))
+    with pytest.raises(ValueError, match="columns is 1 or more, got 0"):
+        samples.main(samples.Config(columns=0, out=Path("b.png")))
 
 
 class Explodes(mc.AbstractLoss):
