@@ -78,7 +78,8 @@ def test_a_step_moves_nothing_between_host_and_devices_and_takes_its_buffers(sta
         learner.step(state, host)
 
 
-@pytest.mark.parametrize("name", [pytest.param("uvit", marks=pytest.mark.slow), "unet"])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NETWORKS)
 def test_no_product_of_a_bfloat16_step_takes_float32(name):
     def build(key):
         return learner_and_state(NETWORKS[name], "bfloat16", key)
