@@ -5,7 +5,7 @@ Arrays may be shapes: then a job compiles, and cannot run.
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import equinox as eqx
@@ -19,6 +19,15 @@ from mcmeqx._generate import sample_rows
 
 TRAINING = ("teacher", "cd", "ct")
 SEGMENTS = mc.Segments(8)
+_TRUNK = mc.nets.UViTConfig(
+    64, (mc.nets.Stage("transformer", 256, 8),), classes=1000, patch=4
+)
+_OWN = {"trunk64": _TRUNK, "trunk64_remat": replace(_TRUNK, remat=True)}
+
+
+def config_of(network: str) -> Any:
+    """A preset of `mcmeqx.nets`, or a trunk of eight transformer blocks at 16x16."""
+    return _OWN.get(network) or getattr(mc.nets, network)
 
 
 @dataclass(frozen=True)
@@ -40,8 +49,8 @@ class Job:
 
 
 def build(network: str, job: str, batch_size: int, dtype: str, *, real: bool) -> Job:
-    """A job of a preset: `teacher`, `cd`, `ct`, or `sample<steps>` by DDIM."""
-    config = getattr(mc.nets, network)
+    """A job of a network: `teacher`, `cd`, `ct`, or `sample<steps>` by DDIM."""
+    config = config_of(network)
     shape = (batch_size, config.channels, config.image_size, config.image_size)
 
     def arrays(key: jax.Array) -> Any:

@@ -30,7 +30,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import tyro
-from _work import TRAINING, Job, build
+from _work import TRAINING, Job, build, config_of
 
 import mcmeqx as mc
 
@@ -64,7 +64,7 @@ class Config:
     """What to measure."""
 
     networks: tuple[str, ...] = ("demo64", "unet32")
-    """Presets of `mcmeqx.nets`."""
+    """Presets of `mcmeqx.nets`; trunk64 or trunk64_remat, eight transformer blocks."""
     jobs: tuple[str, ...] = JOBS
     """Training steps of teacher, cd and ct; sampling by DDIM in so many steps."""
     batch_sizes: tuple[int, ...] = (8, 32)
@@ -108,7 +108,7 @@ def bandwidth() -> float:
 
 def traffic_bytes(job: Job, network: str, name: str) -> float | None:
     """Bytes that a call reads and writes, where XLA's count can say."""
-    config = getattr(mc.nets, network)
+    config = config_of(network)
     stages = config.stages if isinstance(config, mc.nets.UViTConfig) else ()
     if any(s.kind == "transformer" and s.depth > SCANNED for s in stages):
         return None

@@ -11,11 +11,15 @@ fused attention and foreach Adam; Flax and Equinox stand for their plain layers.
 
 Each contestant is a resident process, and they are asked in turn, so that whatever else
 the machine does falls on all. All have the same cores, and those on JAX the same
-XLA_FLAGS. Every answer is a row of `<out>` (run, contestant, job, round, seconds of CPU
-time and of the clock), written as it comes. At the end stands the median of CPU seconds
-over that of this library, in this run alone; a spread, (max - min) / median, over 30%
-makes a figure void, and so does a parameter count that is off by more than 1%. A first
-round, which compiles, is left out. Contestants that are not installed are skipped.
+XLA_FLAGS. Every answer is a row of `<out>` (run, XLA_FLAGS, contestant, job, round,
+seconds of CPU time and of the clock), written as it comes. At the end stands the median
+of CPU seconds over that of this library, in this run alone; a spread, (max - min) /
+median, over 30% makes a figure void, and so does a parameter count that is off by more
+than 1%. Two rounds are left out: one compiles, and in the next memory is still being
+laid out. Contestants that are not installed are skipped.
+
+With `--accelerator` all run on JAX's and PyTorch's default GPU, PyTorch by
+`torch.compile`, float32 products may be TF32, and the clock counts.
 """
 
 import csv
@@ -40,6 +44,7 @@ NEEDS = {
 }
 COLUMNS: tuple[str, ...] = (
     "run",
+    "xla_flags",
     "contestant",
     "version",
     "parameters",
@@ -49,6 +54,7 @@ COLUMNS: tuple[str, ...] = (
     "wall_seconds",
 )
 WIDEST_SPREAD = 0.3
+WARM_UP = 2
 
 
 @dataclass(frozen=True)
@@ -60,10 +66,12 @@ class Config:
     jobs: tuple[str, ...] = ("teacher", "cd", "sample1", "sample4")
     """Jobs; a contestant that does not have one is not asked."""
     rounds: int = 7
-    """Rounds of each job after the first, at least 5."""
+    """Rounds of each job after those that are left out, at least 5."""
     cores: int = 1
     """CPU cores that every contestant may use. Threads that wait for each other burn
     CPU time, on a machine that does other work more of it."""
+    accelerator: bool = False
+    """Compare on a GPU, by the clock."""
     out: Path = Path("benchmarks/versus.csv")
     """The table, to which rows are added."""
 
@@ -82,16 +90,18 @@ class Config:
 class Resident:
     """A contestant's process."""
 
-    def __init__(self, name: str, cores: int):
+    def __init__(self, name: str, config: Config):
         script = Path(__file__).with_name(f"_peer_{name}.py")
         self.name = name
-        threads = {"OMP_NUM_THREADS": str(cores), "JAX_PLATFORMS": "cpu"}
+        setting = {"OMP_NUM_THREADS": str(config.cores)}
+        if not config.accelerator:
+            setting |= {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
         self._process = subprocess.Popen(
             [sys.executable, str(script)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=os.environ | threads,
+            env=os.environ | setting,
         )
         about = self._answer()
         self.parameters, self.version = about["parameters"], about["version"]
@@ -106,7 +116,7 @@ class Resident:
     def end(self) -> None:
         """End the process."""
         self._process.kill()
-        self._process.wait()
+        self._process.communicate()
 
     def _answer(self) -> dict[str, Any]:
         assert self._process.stdout is not None
@@ -127,27 +137,29 @@ def residents(config: Config) -> list[Resident]:
                 'pip install "mcmeqx[versus]"'
             )
         else:
-            found.append(Resident(name, config.cores))
+            found.append(Resident(name, config))
     return found
 
 
 def measure(config: Config, contestants: list[Resident]) -> dict[Any, list[float]]:
-    """CPU seconds by (job, contestant); every answer becomes a row at once."""
+    """Seconds by (job, contestant); every answer becomes a row at once."""
     taken: dict[Any, list[float]] = {}
+    kind = "wall" if config.accelerator else "cpu"
     new, run = not config.out.exists(), time.strftime("%Y-%m-%dT%H:%M")
+    flags = os.environ.get("XLA_FLAGS", "")
     with config.out.open("a", newline="") as file:
         table = csv.writer(file)
         if new:
             table.writerow(COLUMNS)
         for job in config.jobs:
             able = [c for c in contestants if job in c.jobs]
-            for turn in range(config.rounds + 1):
+            for turn in range(1 - WARM_UP, config.rounds + 1):
                 for c in able:
                     found = c.ask(job)
-                    if not turn:
+                    if turn < 1:
                         continue
-                    taken.setdefault((job, c.name), []).append(found["cpu"])
-                    row = (run, c.name, c.version, c.parameters, job, turn)
+                    taken.setdefault((job, c.name), []).append(found[kind])
+                    row = (run, flags, c.name, c.version, c.parameters, job, turn)
                     table.writerow(
                         (*row, f"{found['cpu']:.4f}", f"{found['wall']:.4f}")
                     )
@@ -164,7 +176,7 @@ def line(job: str, name: str, taken: dict[Any, list[float]]) -> str:
     spread = (max(found) - min(found)) / median
     void = "  void: spread" if spread > WIDEST_SPREAD else ""
     return (
-        f"{job:8} {name:8} {median:8.3f} CPU s, spread {spread:4.0%}, "
+        f"{job:8} {name:8} {median:8.3f} s, spread {spread:4.0%}, "
         f"mcmeqx takes {ours / median:.2f} of it{void}"
     )
 

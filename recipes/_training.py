@@ -19,6 +19,8 @@ from jax.sharding import Mesh
 import mcmeqx as mc
 
 _EVERY = 10
+_APART = 100
+"""Steps between checkpoints at least: one takes a CPU the time of some three."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ def train(
     """
     done, log = run / f"{name}.eqx", run / f"{name}.jsonl"
     if not done.exists():
-        every = min(1000, -(-plan.iterations // 10))
+        every = min(1000, plan.iterations, max(_APART, plan.iterations // 10))
         checkpoints = mc.Checkpoints(run / name, config=_config(run))
         learner = plan.learner(loss)
         state = learner.init(model, key=key)

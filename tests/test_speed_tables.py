@@ -1,0 +1,205 @@
+"""The programs that measure speed: what their rows say, and what makes a row void."""
+
+import csv
+import importlib.util
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import mcmeqx as mc
+from mcmeqx.nets import Stage, UViTConfig
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+
+import _work
+import overhead
+import throughput
+import versus
+
+pytestmark = pytest.mark.usefixtures("as_users_run")
+TINY = UViTConfig(8, (Stage("resnet", 4, 1),), classes=3, embedding=8, head_width=4)
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    monkeypatch.setitem(_work._OWN, "tiny", TINY)
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.slow
+def test_a_row_of_throughput_fits_together(tiny, tmp_path):
+    out = tmp_path / "t.csv"
+    jobs = ("ct", "sample1", "sample4")
+    throughput.main(
+        throughput.Config(("tiny",), jobs, batch_sizes=(4,), rounds=3, out=out)
+    )
+    rows = {row["job"]: {k: _number(v) for k, v in row.items()} for row in rows_of(out)}
+    assert tuple(rows) == jobs
+    for row in rows.values():
+        seconds = row["milliseconds"] / 1e3
+        done = 4 * row["flops_an_image"] / seconds
+        assert row["images_a_second"] == pytest.approx(4 / seconds, rel=1e-2)
+        assert row["utilisation"] == pytest.approx(done / row["peak_flops"], rel=1e-2)
+        assert 0.0 < row["utilisation"] < 1.0
+        longer = row["arithmetic_ms"] > row["traffic_ms"]
+        assert row["binds"] == ("arithmetic" if longer else "traffic")
+        assert row["peak_memory_bytes"] > 0
+        assert row["compile_seconds"] > 0.0
+    one, four = rows["sample1"], rows["sample4"]
+    assert four["flops_an_image"] == pytest.approx(4 * one["flops_an_image"], rel=0.02)
+    # Target, and student forward and backward, which is twice as much.
+    ratio = rows["ct"]["flops_an_image"] / one["flops_an_image"]
+    assert 3.5 < ratio < 4.2
+
+
+def _number(text: str) -> Any:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def test_a_table_of_throughput_grows_and_compiling_alone_times_nothing(tiny, tmp_path):
+    config = throughput.Config(
+        ("tiny",), ("sample1",), (2,), compile_only=True, out=tmp_path / "t.csv"
+    )
+    throughput.main(config)
+    throughput.main(config)
+    first, second = rows_of(config.out)
+    assert first["images_a_second"] == second["images_a_second"] == ""
+    assert float(second["compile_seconds"]) > 0.0
+    assert first["flops_an_image"] == second["flops_an_image"] != ""
+
+
+def test_blocks_under_a_scan_have_no_count_of_bytes(tiny, monkeypatch):
+    deep = UViTConfig(8, (Stage("transformer", 4, 7),), head_width=4)
+    monkeypatch.setitem(_work._OWN, "deep", deep)
+    job = SimpleNamespace(
+        program=SimpleNamespace(cost_analysis=lambda: {"bytes accessed": 10.0})
+    )
+    assert throughput.traffic_bytes(job, "deep", "sample2") is None  # type: ignore[arg-type]
+    assert throughput.traffic_bytes(job, "tiny", "sample2") == 20.0  # type: ignore[arg-type]
+    assert throughput.traffic_bytes(job, "tiny", "cd") == 10.0  # type: ignore[arg-type]
+
+
+class Answering:
+    """A contestant whose answers are known."""
+
+    version = "1"
+    parameters = 100
+
+    def __init__(self, name: str, jobs: tuple[str, ...], answers: Sequence[float]):
+        self.name, self.jobs, self._answers = name, jobs, iter(answers)
+
+    def ask(self, job: str) -> dict[str, float]:
+        seconds = next(self._answers)
+        return {"cpu": seconds, "wall": 10 * seconds}
+
+
+@pytest.mark.parametrize(("accelerator", "unit"), [(False, 1.0), (True, 10.0)])
+def test_contestants_are_asked_in_turn_and_the_first_rounds_left_out(
+    accelerator, unit, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setenv("XLA_FLAGS", "--some")
+    ours = Answering("mcmeqx", ("cd", "teacher"), [9, 9, 1, 2, 3, 2, 2] + [1] * 7)
+    other = Answering("flax", ("cd",), [9, 9, 4, 4, 4, 4, 4])
+    config = versus.Config(
+        jobs=("cd", "teacher"),
+        rounds=5,
+        out=tmp_path / "v.csv",
+        accelerator=accelerator,
+    )
+    taken = versus.measure(config, [ours, other])  # type: ignore[list-item]
+    assert taken["cd", "mcmeqx"] == [unit * s for s in (1, 2, 3, 2, 2)]
+    assert taken["cd", "flax"] == [unit * 4] * 5
+    assert ("teacher", "flax") not in taken
+    rows = rows_of(config.out)
+    assert [r["contestant"] for r in rows] == ["mcmeqx", "flax"] * 5 + ["mcmeqx"] * 5
+    assert [r["round"] for r in rows[:4]] == ["1", "1", "2", "2"]
+    assert {r["xla_flags"] for r in rows} == {"--some"}
+    said = capsys.readouterr().out.splitlines()
+    # (3 - 1) / 2 = 100% of the median: void. 2 of 4 seconds.
+    assert "void" in said[0]
+    assert "mcmeqx takes 0.50 of it" in said[1]
+    assert "void" not in said[1]
+
+
+def test_a_comparison_that_cannot_be_one_is_refused():
+    with pytest.raises(ValueError, match="rounds is 5 or more, got 4"):
+        versus.Config(rounds=4)
+    with pytest.raises(ValueError, match="got mcmeqx, keras"):
+        versus.Config(contestants=("mcmeqx", "keras"))
+    with pytest.raises(ValueError, match="got flax"):
+        versus.Config(contestants=("flax",))
+
+
+def test_a_contestant_that_is_not_installed_is_named_and_left_out(capsys, monkeypatch):
+    started = []
+    monkeypatch.setattr(versus, "Resident", lambda name, config: started.append(name))
+    monkeypatch.setitem(versus.NEEDS, "flax", ("no_such_package",))
+    versus.residents(versus.Config(contestants=("mcmeqx", "flax")))
+    assert started == ["mcmeqx"]
+    said = capsys.readouterr().out
+    assert "flax is left out: no_such_package not installed" in said
+    assert 'pip install "mcmeqx[versus]"' in said
+
+
+def test_networks_of_another_size_void_a_comparison(monkeypatch, tmp_path):
+    def resident(name, config):
+        found = Answering(name, ("cd",), [1.0] * 99)
+        found.parameters = 100 if name == "mcmeqx" else 102
+        found.end = lambda: ended.append(name)  # type: ignore[attr-defined]
+        return found
+
+    ended: list[str] = []
+    monkeypatch.setattr(versus, "Resident", resident)
+    monkeypatch.setattr(versus.os, "sched_setaffinity", lambda *_: None)
+    config = versus.Config(contestants=("mcmeqx", "equinox"), out=tmp_path / "v.csv")
+    with pytest.raises(SystemExit, match="void: equinox differs by more than 1%"):
+        versus.main(config)
+    assert ended == ["mcmeqx", "equinox"]
+    assert not config.out.exists()
+
+
+@pytest.mark.slow
+def test_processes_of_two_libraries_answer(tmp_path, monkeypatch):
+    monkeypatch.setattr(versus.os, "sched_setaffinity", lambda *_: None)
+    names = ["mcmeqx", "equinox"]
+    if importlib.util.find_spec("flax") is not None:
+        names.append("flax")
+    config = versus.Config(tuple(names), ("sample1",), 5, out=tmp_path / "v.csv")
+    versus.main(config)
+    rows = rows_of(config.out)
+    assert [r["contestant"] for r in rows] == names * 5
+    assert all(float(r["wall_seconds"]) > 0.0 for r in rows)
+    assert {r["parameters"] for r in rows} == {
+        str(mc.nets.count_parameters(mc.nets.unet32))
+    }
+
+
+@pytest.mark.slow
+def test_a_run_is_timed_beside_its_steps(tmp_path, monkeypatch):
+    rng = _work.np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (40, 64, 64, 3), "u1")
+    labels = rng.integers(0, 9, 40).astype("i4")
+    names = tuple("abcdefghi")
+    monkeypatch.setattr(
+        mc.data, "openmoji", lambda: mc.data.Images(pixels, labels, names, "noise")
+    )
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "xla"))
+    config = overhead.Config(rounds=1, steps=4, out=tmp_path / "o.csv")
+    shares = overhead.main(config)
+    rows = rows_of(config.out)
+    assert [r["kind"] for r in rows] == ["steps", "run", "saved"]
+    seconds = {r["kind"]: float(r["seconds"]) for r in rows}
+    share = seconds["saved"] / seconds["steps"] - 1.0
+    assert shares["saved"] == pytest.approx(share, abs=1e-2)
+    assert all(float(r["first_step_seconds"]) > 0.0 for r in rows)
