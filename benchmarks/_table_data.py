@@ -25,6 +25,7 @@ GREY32 = Preset(
     UViTConfig(
         32,
         (
+            Stage("resnet", 16, 1),
             Stage("resnet", 32, 1),
             Stage("resnet", 64, 1),
             Stage("transformer", 128, 4),
@@ -32,7 +33,6 @@ GREY32 = Preset(
         channels=1,
         classes=10,
         embedding=128,
-        patch=2,
     ),
     mc.Cosine(),
     batch_size=64,

@@ -16,6 +16,7 @@ def draw(pictures: dict[str, np.ndarray], path: Path, title: str) -> None:
     axes = figure.subplots(len(pictures), 1, squeeze=False)[:, 0]
     for axis, (name, x) in zip(axes, pictures.items(), strict=True):
         strip = np.concatenate(list((np.clip(x, -1, 1) + 1) / 2), axis=2)
+        strip = np.broadcast_to(strip, (3, *strip.shape[1:]))
         axis.imshow(strip.transpose(1, 2, 0), interpolation="nearest")
         axis.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
         axis.set_xticks([])

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 import mcmeqx as mc
 from mcmeqx.nets import AbstractNetwork, Stage, UViTConfig
@@ -18,6 +19,7 @@ from mcmeqx.nets import AbstractNetwork, Stage, UViTConfig
 sys.path.insert(0, str(Path(__file__).parents[1] / "recipes"))
 
 import _given
+import _pictures
 import _rows
 import _stages
 import _student
@@ -559,3 +561,11 @@ def test_a_finished_run_goes_on_with_another_mesh_and_memory(few_images):
         cd_imagenet64.main(
             tiny_config(training=Training(iterations=3, precision="bfloat16"))
         )
+
+
+def test_a_picture_of_grey_images_is_grey(tmp_path):
+    rng = np.random.default_rng(0)
+    _pictures.draw({"a": rng.uniform(-1, 1, (3, 1, 8, 8))}, tmp_path / "a.png", "grey")
+    drawn = np.asarray(Image.open(tmp_path / "a.png").convert("RGB")).astype(int)
+    assert (drawn.max(-1) == drawn.min(-1)).all()
+    assert len(np.unique(drawn)) > 50
