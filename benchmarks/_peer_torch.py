@@ -83,8 +83,9 @@ def target_of(
 def contestant() -> Contestant:
     """The jobs of `versus.py`."""
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    torch.set_float32_matmul_precision("high" if GPU else "highest")
-    torch.set_default_device("cuda" if GPU else "cpu")
+    if GPU:
+        torch.set_float32_matmul_precision("high")
+        torch.set_default_device("cuda")
     torch.manual_seed(0)
     model = network()
     teacher, ema = copy.deepcopy(model), copy.deepcopy(model)

@@ -1,6 +1,5 @@
 """The programs that measure speed: what their rows say, and what makes a row void."""
 
-import csv
 import importlib.util
 import sys
 from collections.abc import Sequence
@@ -8,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 import mcmeqx as mc
@@ -19,6 +19,7 @@ import _work
 import overhead
 import throughput
 import versus
+from _results import read_rows
 
 pytestmark = pytest.mark.usefixtures("as_users_run")
 TINY = UViTConfig(8, (Stage("resnet", 4, 1),), classes=3, embedding=8, head_width=4)
@@ -29,11 +30,6 @@ def tiny(monkeypatch):
     monkeypatch.setitem(_work._OWN, "tiny", TINY)
 
 
-def rows_of(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
 @pytest.mark.slow
 def test_a_row_of_throughput_fits_together(tiny, tmp_path):
     out = tmp_path / "t.csv"
@@ -41,7 +37,8 @@ def test_a_row_of_throughput_fits_together(tiny, tmp_path):
     throughput.main(
         throughput.Config(("tiny",), jobs, batch_sizes=(4,), rounds=3, out=out)
     )
-    rows = {row["job"]: {k: _number(v) for k, v in row.items()} for row in rows_of(out)}
+    found = read_rows(out, throughput.COLUMNS)
+    rows = {row["job"]: {k: _number(v) for k, v in row.items()} for row in found}
     assert tuple(rows) == jobs
     for row in rows.values():
         seconds = row["milliseconds"] / 1e3
@@ -73,7 +70,7 @@ def test_a_table_of_throughput_grows_and_compiling_alone_times_nothing(tiny, tmp
     )
     throughput.main(config)
     throughput.main(config)
-    first, second = rows_of(config.out)
+    first, second = read_rows(config.out, throughput.COLUMNS)
     assert first["images_a_second"] == second["images_a_second"] == ""
     assert float(second["compile_seconds"]) > 0.0
     assert first["flops_an_image"] == second["flops_an_image"] != ""
@@ -121,7 +118,7 @@ def test_contestants_are_asked_in_turn_and_the_first_rounds_left_out(
     assert taken["cd", "mcmeqx"] == [unit * s for s in (1, 2, 3, 2, 2)]
     assert taken["cd", "flax"] == [unit * 4] * 5
     assert ("teacher", "flax") not in taken
-    rows = rows_of(config.out)
+    rows = read_rows(config.out, versus.COLUMNS)
     assert [r["contestant"] for r in rows] == ["mcmeqx", "flax"] * 5 + ["mcmeqx"] * 5
     assert [r["round"] for r in rows[:4]] == ["1", "1", "2", "2"]
     assert {r["xla_flags"] for r in rows} == {"--some"}
@@ -177,7 +174,7 @@ def test_processes_of_two_libraries_answer(tmp_path, monkeypatch):
         names.append("flax")
     config = versus.Config(tuple(names), ("sample1",), 5, out=tmp_path / "v.csv")
     versus.main(config)
-    rows = rows_of(config.out)
+    rows = read_rows(config.out, versus.COLUMNS)
     assert [r["contestant"] for r in rows] == names * 5
     assert all(float(r["wall_seconds"]) > 0.0 for r in rows)
     assert {r["parameters"] for r in rows} == {
@@ -187,7 +184,7 @@ def test_processes_of_two_libraries_answer(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_a_run_is_timed_beside_its_steps(tmp_path, monkeypatch):
-    rng = _work.np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (40, 64, 64, 3), "u1")
     labels = rng.integers(0, 9, 40).astype("i4")
     names = tuple("abcdefghi")
@@ -197,7 +194,7 @@ def test_a_run_is_timed_beside_its_steps(tmp_path, monkeypatch):
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "xla"))
     config = overhead.Config(rounds=1, steps=4, out=tmp_path / "o.csv")
     shares = overhead.main(config)
-    rows = rows_of(config.out)
+    rows = read_rows(config.out, overhead.COLUMNS)
     assert [r["kind"] for r in rows] == ["steps", "run", "saved"]
     seconds = {r["kind"]: float(r["seconds"]) for r in rows}
     share = seconds["saved"] / seconds["steps"] - 1.0
