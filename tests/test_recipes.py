@@ -1,9 +1,15 @@
 """Each recipe runs whole on the tiniest network, resumes, and refuses bad input."""
 
+import ast
 import csv
 import dataclasses
+import inspect
+import itertools
 import json
+import re
 import sys
+import textwrap
+import typing
 from pathlib import Path
 
 import equinox as eqx
@@ -11,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tyro
 from PIL import Image
 
 import mcmeqx as mc
@@ -569,3 +576,52 @@ def test_a_picture_of_grey_images_is_grey(tmp_path):
     drawn = np.asarray(Image.open(tmp_path / "a.png").convert("RGB")).astype(int)
     assert (drawn.max(-1) == drawn.min(-1)).all()
     assert len(np.unique(drawn)) > 50
+
+
+@pytest.mark.parametrize(
+    ("config", "groups"),
+    [
+        (cd_imagenet64.Config, ("training", "evaluation", "mesh", "teacher-solver")),
+        (ct_imagenet64.Config, ("training", "evaluation", "mesh")),
+        (teacher_imagenet64.Config, ("mesh", "hosts", "memory")),
+    ],
+)
+def test_help_gives_each_option_a_meaning_in_a_group(
+    config, groups, capsys, monkeypatch
+):
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit) as ended:
+        tyro.cli(config, args=["--help"])
+    assert ended.value.code == 0
+    said = capsys.readouterr().out
+    for group in groups:
+        assert f"{group} options" in said
+    words = "".join(c for c in said if c.isalnum())
+    meanings = meanings_of(config)
+    assert len(meanings) > 15
+    for name, meaning in meanings.items():
+        assert re.search(rf"--{name}[ ,]", said), name
+        assert "".join(c for c in meaning if c.isalnum())[:20] in words, name
+
+
+def meanings_of(config: type, prefix: str = "") -> dict[str, str]:
+    """The text below each field of a class of options, by the option's name."""
+    (body,) = ast.parse(textwrap.dedent(inspect.getsource(config))).body
+    assert isinstance(body, ast.ClassDef)
+    texts = {
+        field.target.id: below.value.value
+        for field, below in itertools.pairwise(body.body)
+        if isinstance(field, ast.AnnAssign) and isinstance(below, ast.Expr)
+    }
+    found = {}
+    hints = typing.get_type_hints(config)
+    for field in dataclasses.fields(config):
+        name = prefix + field.name.replace("_", "-")
+        if dataclasses.is_dataclass(hints[field.name]):
+            found |= meanings_of(hints[field.name], f"{name}.")
+        elif field.name in config.__annotations__:
+            assert field.name in texts, f"--{name} has no meaning"
+            found[name] = texts[field.name]
+    for base in config.__bases__:
+        found |= meanings_of(base, prefix) if dataclasses.is_dataclass(base) else {}
+    return found
