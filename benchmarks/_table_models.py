@@ -31,13 +31,19 @@ def teacher_of(images: ImageSet, work: Path, seed: int) -> mc.Denoiser:
         return mc.load_model(mc.EMOJI_TEACHER, denoiser_shapes(preset))
     network_key, key = jax.random.split(jax.random.key(seed))
     plan = _plan(images, preset.teacher_iterations, preset.teacher_learning_rate, seed)
-    run = claim(work / "teacher", "table", preset, "samples", seed=seed)
+    students = ("samples", "iterations", "learning_rate", "anneal")
+    run = claim(work / "teacher", "table", preset, *students, seed=seed)
     model = new_denoiser(preset, network_key)
     loss = mc.DiffusionLoss(label_dropout=preset.label_dropout)
     grid = mc.uniform_grid(32)
     return train(
         "teacher", run, loss, model, images.images, plan, grid=grid, key=key
     ).model
+
+
+def is_trained(student: Student, work: Path) -> bool:
+    """Whether `student_of` has nothing left to train."""
+    return (work / student.name / "student.eqx").exists()
 
 
 def student_of(

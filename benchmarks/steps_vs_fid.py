@@ -23,6 +23,8 @@ from _table_cells import Cell, cells
 from _table_data import ImageSet
 from _table_models import student_of, teacher_of
 from _table_plot import plot
+from _table_sheet import sheet
+from _table_text import text
 
 import mcmeqx as mc
 
@@ -64,7 +66,7 @@ class Config:
     work: Path = Path("runs/table")
     """Models and features; a folder for each set of images."""
     out: Path = Path("benchmarks")
-    """Folder of steps_vs_fid_<data>.csv and .png."""
+    """Folder of steps_vs_fid_<data>.csv, its plot .png and the sheet _samples.png."""
 
 
 def main(config: Config) -> Path:
@@ -109,7 +111,11 @@ def main(config: Config) -> Path:
             )
             add_row(table, result | about | {"seed": seed}, COLUMNS)
             print(f"{cell.name:32}{result['frechet']:10.1f}", flush=True)
-    plot(read_rows(table, COLUMNS), table.with_suffix(".png"))
+    rows = read_rows(table, COLUMNS)
+    plot(rows, table.with_suffix(".png"))
+    picture = table.with_name(f"{table.stem}_samples.png")
+    sheet(images, teacher, work, config.seed, picture)
+    print(f"\n{text(rows)}\n\n{table}, {table.stem}.png, {picture.name}")
     return table
 
 

@@ -16,8 +16,12 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import _chunks
 import _evaluation
 import _table_data
+import _table_sheet
+import _table_text
 import steps_vs_fid
+from _evaluation import tree_digest
 from _table_cells import cells
+from _table_models import teacher_of
 
 pytestmark = pytest.mark.usefixtures("as_users_run")
 
@@ -77,7 +81,9 @@ def test_a_table_that_is_cut_goes_on_and_measures_nothing_twice(tiny, monkeypatc
     assert all(float(row["frechet"]) > 0 for row in rows)
     assert {row["samples"] for row in rows} == {"10"}
     assert {row["reference_samples"] for row in rows} == {"80"}
-    assert table.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    for picture in ("steps_vs_fid_fashion_mnist", "steps_vs_fid_fashion_mnist_samples"):
+        found = table.with_name(f"{picture}.png").read_bytes()
+        assert found.startswith(b"\x89PNG")
     before = table.read_bytes()
 
     real, calls = _evaluation.as_bytes, []
@@ -100,6 +106,52 @@ def test_a_table_that_is_cut_goes_on_and_measures_nothing_twice(tiny, monkeypatc
     with again.open(newline="") as file:
         assert list(csv.DictReader(file)) == rows
     assert table.read_bytes() == before
+
+
+@pytest.mark.slow
+def test_the_sheet_has_a_row_for_each_trained_student(tiny, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(
+        _table_sheet, "draw", lambda rows, path, title: drawn.update(rows)
+    )
+    steps_vs_fid.main(dataclasses.replace(tiny, only=("CD 2", "CD 1"), seeds=1))
+    assert list(drawn) == [
+        "teacher, 256 steps",
+        "teacher, 8 steps",
+        "student, 2",
+        "student, 1",
+    ]
+    assert all(x.shape == (2, 1, 8, 8) for x in drawn.values())
+    ends = list(drawn.values())
+    assert all(np.any(ends[i] != ends[j]) for i in range(4) for j in range(i))
+
+
+def test_the_text_of_a_table_is_the_mean_and_range_of_each_cell():
+    rows = [
+        {"method": "CD", "evaluations": n, "frechet": value}
+        for n, value in (("8", "1"), ("8", "2"), ("8", "6"), ("16", "0.125"))
+    ]
+    rows.append({"method": "DDIM", "evaluations": "8", "frechet": "7"})
+    assert _table_text.text(rows).splitlines() == [
+        "| evaluations | 8 | 16 |",
+        "| --- | --- | --- |",
+        "| CD | 3.00 (1.00 to 6.00) | 0.12 (0.12 to 0.12) |",
+        "| DDIM | 7.00 (7.00 to 7.00) |  |",
+    ]
+
+
+def test_a_students_plan_does_not_bind_the_teacher(tiny, tmp_path):
+    images = _table_data.fashion_mnist(None)
+    first = teacher_of(images, tmp_path, 0)
+    longer = dataclasses.replace(
+        images, preset=dataclasses.replace(images.preset, iterations=3)
+    )
+    assert tree_digest(teacher_of(longer, tmp_path, 0)) == tree_digest(first)
+    other = dataclasses.replace(
+        images, preset=dataclasses.replace(images.preset, teacher_iterations=3)
+    )
+    with pytest.raises(ValueError, match="teacher_iterations=2"):
+        teacher_of(other, tmp_path, 0)
 
 
 def test_a_cell_that_is_not_there_is_refused(tiny):
