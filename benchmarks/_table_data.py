@@ -1,5 +1,6 @@
 """The image sets of the table, each with its network and how long that trains."""
 
+import hashlib
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +11,9 @@ from mcmeqx.nets import Stage, UViTConfig
 sys.path.insert(0, str(Path(__file__).parents[1] / "recipes"))
 from _stages import DEMO, Preset
 
+STUDENTS = ("iterations", "learning_rate", "anneal")
+"""Fields of a preset that its teacher does not depend on."""
+
 
 @dataclass(frozen=True)
 class ImageSet:
@@ -18,6 +22,12 @@ class ImageSet:
     preset: Preset
     images: mc.data.Images
     """What models learn from, and what samples are compared with."""
+
+    def plan(self, *, student: bool) -> str:
+        """A name of all that a student's training depends on, or the teacher's."""
+        without = {} if student else dict.fromkeys(STUDENTS)
+        text = repr(replace(self.preset, **without))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 GREY32 = Preset(

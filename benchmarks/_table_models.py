@@ -6,7 +6,7 @@ import jax
 from _runs import claim
 from _stages import denoiser_shapes, new_denoiser
 from _table_cells import Student
-from _table_data import ImageSet
+from _table_data import STUDENTS, ImageSet
 from _training import Plan, train
 
 import mcmeqx as mc
@@ -31,8 +31,7 @@ def teacher_of(images: ImageSet, work: Path, seed: int) -> mc.Denoiser:
         return mc.load_model(mc.EMOJI_TEACHER, denoiser_shapes(preset))
     network_key, key = jax.random.split(jax.random.key(seed))
     plan = _plan(images, preset.teacher_iterations, preset.teacher_learning_rate, seed)
-    students = ("samples", "iterations", "learning_rate", "anneal")
-    run = claim(work / "teacher", "table", preset, *students, seed=seed)
+    run = claim(work / "teacher", "table", preset, "samples", *STUDENTS, seed=seed)
     model = new_denoiser(preset, network_key)
     loss = mc.DiffusionLoss(label_dropout=preset.label_dropout)
     grid = mc.uniform_grid(32)

@@ -42,9 +42,10 @@ COLUMNS: tuple[str, ...] = (
     "iterations",
     "batch_size",
     "training_seed",
+    "plan",
     "id",
 )
-KEY = ("method", "evaluations", "seed", "samples", "iterations", "training_seed")
+KEY = ("method", "evaluations", "seed", "samples", "training_seed", "plan")
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ def main(config: Config) -> Path:
             )
             add_row(table, result | about | {"seed": seed}, COLUMNS)
             print(f"{cell.name:32}{result['frechet']:10.1f}", flush=True)
-    rows = read_rows(table, COLUMNS)
+    rows = [row for row in read_rows(table, COLUMNS) if _belongs(row, images, config)]
     plot(rows, table.with_suffix(".png"))
     picture = table.with_name(f"{table.stem}_samples.png")
     sheet(images, teacher, work, config.seed, picture)
@@ -121,15 +122,23 @@ def main(config: Config) -> Path:
 
 def _about(cell: Cell, images: ImageSet, config: Config) -> dict[str, Any]:
     """What a row says of its cell."""
+    preset, student = images.preset, cell.student is not None
     return {
         "data": images.images.name,
         "method": cell.method,
         "evaluations": cell.evaluations,
         "samples": config.samples,
-        "iterations": images.preset.iterations if cell.student else "",
-        "batch_size": images.preset.batch_size,
+        "iterations": preset.iterations if student else preset.teacher_iterations,
+        "batch_size": preset.batch_size,
         "training_seed": config.seed,
+        "plan": images.plan(student=student),
     }
+
+
+def _belongs(row: dict[str, str], images: ImageSet, config: Config) -> bool:
+    """Whether a row is of these samples and plans, not of former ones."""
+    plans = [images.plan(student=student) for student in (False, True)]
+    return row["samples"] == str(config.samples) and row["plan"] in plans
 
 
 def _key(row: dict[str, Any]) -> tuple[str, ...]:

@@ -152,6 +152,36 @@ def test_a_students_plan_does_not_bind_the_teacher(tiny, tmp_path):
     )
     with pytest.raises(ValueError, match="teacher_iterations=2"):
         teacher_of(other, tmp_path, 0)
+    assert longer.plan(student=False) == images.plan(student=False)
+    plans = {i.plan(student=s) for i in (images, longer, other) for s in (True, False)}
+    assert len(plans) == 5
+
+
+@pytest.mark.slow
+def test_rows_of_another_plan_or_number_are_kept_and_not_mixed_in(tiny, capsys):
+    config = dataclasses.replace(tiny, only=("DDIM 1", "CD 1"), seeds=1)
+    table = steps_vs_fid.main(config)
+    said = capsys.readouterr().out.splitlines()[-5:-2]
+    images = _table_data.fashion_mnist(None)
+    longer = dataclasses.replace(images.preset, iterations=3)
+    images = dataclasses.replace(images, preset=longer)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_table_data, "fashion_mnist", lambda folder: images)
+        other = dataclasses.replace(config, work=Path("longer"))
+        steps_vs_fid.main(other)
+    more = dataclasses.replace(config, samples=11, only=("DDIM 1",))
+    steps_vs_fid.main(more)
+    rows = steps_vs_fid.read_rows(table, steps_vs_fid.COLUMNS)
+    found = [(r["method"], r["iterations"], r["samples"]) for r in rows]
+    assert found == [
+        ("CD", "2", "10"),
+        ("DDIM", "2", "10"),
+        ("CD", "3", "10"),
+        ("DDIM", "2", "11"),
+    ]
+    capsys.readouterr()
+    steps_vs_fid.main(config)
+    assert capsys.readouterr().out.splitlines()[-5:-2] == said
 
 
 def test_a_cell_that_is_not_there_is_refused(tiny):
