@@ -1,15 +1,16 @@
 """A run's folder belongs to one recipe and configuration; files are written whole."""
 
+import contextlib
 import json
 import math
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from _machine import first, meet
+from filelock import FileLock, Timeout
 
 _PART = "part_"
 
@@ -68,6 +69,23 @@ def claim(out: Path, recipe: str, config: Any, *apart: str, **more: Any) -> Path
     return out
 
 
+@contextlib.contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Hold the lock file `path`; ValueError if another program does.
+
+    The system gives it back when a program ends, however it ends.
+    """
+    lock = FileLock(path, timeout=0) if first() else contextlib.nullcontext()
+    try:
+        with lock:
+            yield
+    except Timeout:
+        raise ValueError(
+            f"another program trains in {path.parent} now (it holds {path}): wait for "
+            "it, or give another folder"
+        ) from None
+
+
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     flat = {}
     for name, value in tree.items():
@@ -76,7 +94,7 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-@contextmanager
+@contextlib.contextmanager
 def whole(path: Path) -> Iterator[Path]:
     """A path to write to, which becomes `path` if nothing fails meanwhile."""
     path.parent.mkdir(parents=True, exist_ok=True)

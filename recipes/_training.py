@@ -13,7 +13,7 @@ import optax
 from _capsule import replay, save_capsule
 from _grids import Grids
 from _machine import first, meet
-from _runs import at_least, positive
+from _runs import alone, at_least, positive
 from jax.sharding import Mesh
 
 import mcmeqx as mc
@@ -99,52 +99,57 @@ def train(
     """
     done, log = run / f"{name}.eqx", run / f"{name}.jsonl"
     if not done.exists():
-        every = min(1000, plan.iterations, max(_APART, plan.iterations // 10))
-        checkpoints = mc.Checkpoints(run / name, config=_config(run))
-        learner = plan.learner(loss)
-        state = learner.init(model, key=key)
-        state = checkpoints.restore(mc.place(state, plan.mesh))
-        if plan.replay is not None:
-            raise SystemExit(replay(plan.replay, learner, state))
-        begun = int(state.step)
-        pictures = Grids(
-            run / f"{name}_samples",
-            images,
-            grid,
-            guidance,
-            every=max(1, plan.iterations // 10),
-            mesh=plan.mesh,
-        )
-        if begun == 0:
-            pictures(0, state, {})
-        seen = _seen(name, run, learner, state, images, plan, begun) if first() else []
-        board = _board(name, run, plan, begun)
-        try:
-            state = mc.fit(
-                learner,
-                state,
-                plan.batches(images, begun),
-                steps=plan.iterations,
-                callbacks=[*seen, *board, pictures],
-                save=checkpoints.save,
-                save_every=every,
-                mesh=plan.mesh,
-            )
-        except mc.Stopped as stopped:
-            raise _last_words(
-                stopped, checkpoints, run / f"{name}_capsule.npz"
-            ) from None
-        finally:
-            checkpoints.wait()
-            for writer in board:
-                writer.close()
-        ema = mc.gathered(state.ema, plan.mesh)
-        if first():
-            mc.save_model(done, ema)
-        meet(f"{name} saved")
+        with alone(run / f"{name}.lock"):
+            _fit(done, loss, model, images, plan, grid, guidance, key)
     records = mc.read_metrics(log)
     seconds = records[-1]["seconds"] if records else None
     return Trained(mc.load_model(done, model), "this run", plan.iterations, seconds)
+
+
+def _fit(done: Path, loss, model, images, plan: Plan, grid, guidance, key) -> None:
+    """From the latest checkpoint to the end, and the average into `done`."""
+    name, run = done.stem, done.parent
+    every = min(1000, plan.iterations, max(_APART, plan.iterations // 10))
+    checkpoints = mc.Checkpoints(run / name, config=_config(run))
+    learner = plan.learner(loss)
+    state = learner.init(model, key=key)
+    state = checkpoints.restore(mc.place(state, plan.mesh))
+    if plan.replay is not None:
+        raise SystemExit(replay(plan.replay, learner, state))
+    begun = int(state.step)
+    pictures = Grids(
+        run / f"{name}_samples",
+        images,
+        grid,
+        guidance,
+        every=max(1, plan.iterations // 10),
+        mesh=plan.mesh,
+    )
+    if begun == 0:
+        pictures(0, state, {})
+    seen = _seen(name, run, learner, state, images, plan, begun) if first() else []
+    board = _board(name, run, plan, begun)
+    try:
+        state = mc.fit(
+            learner,
+            state,
+            plan.batches(images, begun),
+            steps=plan.iterations,
+            callbacks=[*seen, *board, pictures],
+            save=checkpoints.save,
+            save_every=every,
+            mesh=plan.mesh,
+        )
+    except mc.Stopped as stopped:
+        raise _last_words(stopped, checkpoints, run / f"{name}_capsule.npz") from None
+    finally:
+        checkpoints.wait()
+        for writer in board:
+            writer.close()
+    ema = mc.gathered(state.ema, plan.mesh)
+    if first():
+        mc.save_model(done, ema)
+    meet(f"{name} saved")
 
 
 def _config(run: Path) -> dict[str, Any] | None:

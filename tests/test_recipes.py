@@ -7,12 +7,14 @@ import inspect
 import itertools
 import json
 import re
+import subprocess
 import sys
 import textwrap
 import typing
 from pathlib import Path
 
 import equinox as eqx
+import filelock
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -454,6 +456,34 @@ def test_bad_options_of_the_teacher_leave_no_folder(changes, message):
     with pytest.raises(ValueError, match=message):
         teacher_imagenet64.main(config)
     assert not Path("teacher").exists()
+
+
+@pytest.mark.slow
+def test_a_run_that_another_program_trains_is_left_alone():
+    config = teacher_imagenet64.Config(out=Path("teacher"), iterations=1)
+    path = teacher_imagenet64.main(config)
+    path.unlink()
+    program = "import filelock, sys\nwith filelock.FileLock(sys.argv[1]):\n    input()"
+    lock = str(path.with_suffix(".lock"))
+    with subprocess.Popen(
+        [sys.executable, "-c", program, lock], stdin=subprocess.PIPE
+    ) as other:
+        while not locked(lock):
+            assert other.poll() is None
+        with pytest.raises(ValueError, match="another program trains in teacher"):
+            teacher_imagenet64.main(config)
+        assert not path.exists()
+        other.kill()
+    assert teacher_imagenet64.main(config) == path
+    assert path.exists()
+
+
+def locked(path: str) -> bool:
+    try:
+        with filelock.FileLock(path, timeout=0):
+            return False
+    except filelock.Timeout:
+        return True
 
 
 @pytest.mark.slow
