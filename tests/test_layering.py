@@ -11,6 +11,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "mcmeqx"
 LAYERS = (
     {"_types"},
+    {"_batched"},
     {"nets"},
     {"_schedule"},
     {"_denoiser"},
@@ -29,7 +30,7 @@ LAYERS = (
     {"_embedded", "_load"},
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
-OWN_FOLDER = {"data": {"_types"}, "metrics": {"_types", "data"}}
+OWN_FOLDER = {"data": {"_types"}, "metrics": {"_types", "_batched", "data"}}
 MODULES = sorted(p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py")
 
 modules = pytest.mark.parametrize(

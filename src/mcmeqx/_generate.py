@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
-from tqdm import tqdm
 
+from mcmeqx._batched import batched
 from mcmeqx._denoiser import Model
 from mcmeqx._sampler import AbstractSampler, sample
 from mcmeqx._step import MeasuredVariance
@@ -27,7 +27,11 @@ def sample_rows(model, sampler, ts, noise, labels, guidance, keys):
     return jax.vmap(one)(noise, labels, keys)
 
 
-_sample_batch = eqx.filter_jit(sample_rows)
+@eqx.filter_jit
+def _sample_batch(constants, rows):
+    model, sampler, ts, guidance = constants
+    noise, labels, keys = rows
+    return sample_rows(model, sampler, ts, noise, labels, guidance, keys)
 
 
 def generate(
@@ -46,9 +50,11 @@ def generate(
 
     Row i depends on `noise[i]`, `labels[i]`, `key` and i alone, so that two models
     given the same rows can be compared picture by picture and the batch size changes
-    nothing but speed. One executable serves every batch and, by a sampler whose steps
-    know nothing of each other, every number of steps up to 64. `guidance` is the scale
-    for a student that takes one, traced too. `describe` names a progress bar.
+    nothing but speed. Batches are split over all devices of this process, `batch_size`
+    being rounded up to a multiple of their number. One executable serves every batch
+    and, by a sampler whose steps know nothing of each other, every number of steps up
+    to 64. `guidance` is the scale for a student that takes one, traced too. `describe`
+    names a progress bar.
 
     Raises ValueError if `noise` is empty, `labels` differ in number, `batch_size` is
     not positive or `guidance` negative.
@@ -63,24 +69,15 @@ def generate(
         raise ValueError(f"guidance is a finite scale of 0 or more, got {guidance}")
     if labels is not None and len(labels) != n:
         raise ValueError(f"generate got {n} rows of noise but {len(labels)} labels")
-    batch_size = min(batch_size, n)
     scale = None if guidance is None else jnp.float32(guidance)
-    keys = jax.random.split(key, n)
     ts = np.asarray(ts, np.float32 if noise.dtype == np.float32 else np.float64)
-    ts = sampler.padded(ts)
-    out = []
-    starts = range(0, n, batch_size)
-    for start in tqdm(starts, desc=describe, disable=describe is None, leave=False):
-        rows = np.minimum(np.arange(start, start + batch_size), n - 1)
-        batch_labels = None if labels is None else labels[rows]
-        out.append(
-            np.asarray(
-                _sample_batch(
-                    model, sampler, ts, noise[rows], batch_labels, scale, keys[rows]
-                )
-            )
-        )
-    return np.concatenate(out)[:n]
+    return batched(
+        _sample_batch,
+        (model, sampler, sampler.padded(ts), scale),
+        (noise, labels, jax.random.split(key, n)),
+        batch_size=min(batch_size, n),
+        describe=describe,
+    )
 
 
 @eqx.filter_jit

@@ -1,17 +1,14 @@
 """Feature networks, and the features of many images by one of them."""
 
 import abc
-from collections import deque
 
 import equinox as eqx
-import jax
+import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-_AXIS = "images"
-# How many batches may be under way: one on the devices while another is copied.
-_AHEAD = 2
+from mcmeqx._batched import batched
 
 
 class AbstractFeatureNetwork(eqx.Module):
@@ -50,7 +47,7 @@ class AbstractFeatureNetwork(eqx.Module):
 
 @eqx.filter_jit
 def _apply(network, images):
-    return network(images)
+    return network(images.astype(jnp.float32))
 
 
 def features(
@@ -77,18 +74,4 @@ def features(
     low, high = float(np.min(images)), float(np.max(images))
     if not (low >= -1.0 and high <= 1.0):
         raise ValueError(f"images lie in [{low}, {high}], expected [-1, 1]: clip them")
-    mesh = Mesh(np.asarray(jax.local_devices()), (_AXIS,)) if mesh is None else mesh
-    batch_size = -(-batch_size // mesh.size) * mesh.size
-    split = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
-    network = eqx.filter_shard(network, NamedSharding(mesh, PartitionSpec()))
-    out, under_way = [], deque()
-    for start in range(0, len(images), batch_size):
-        rows = np.minimum(np.arange(start, start + batch_size), len(images) - 1)
-        batch = jax.device_put(np.asarray(images[rows], np.float32), split)
-        result = _apply(network, batch)
-        result.copy_to_host_async()
-        under_way.append(result)
-        if len(under_way) == _AHEAD:
-            out.append(np.asarray(under_way.popleft()))
-    out += map(np.asarray, under_way)
-    return np.concatenate(out)[: len(images)]
+    return batched(_apply, network, images, batch_size=batch_size, mesh=mesh)
