@@ -11,7 +11,7 @@ from mcmeqx.nets import Stage, UViTConfig
 sys.path.insert(0, str(Path(__file__).parents[1] / "recipes"))
 from _stages import DEMO, Preset
 
-STUDENTS = ("iterations", "learning_rate", "anneal")
+STUDENTS = ("iterations", "learning_rate", "anneal", "weighting")
 """Fields of a preset that its teacher does not depend on."""
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import jax
 from _runs import claim
-from _stages import denoiser_shapes, new_denoiser
+from _stages import WEIGHTINGS, denoiser_shapes, new_denoiser
 from _table_cells import Student
 from _table_data import STUDENTS, ImageSet
 from _training import Plan, train
@@ -58,6 +58,7 @@ def student_of(
         student.teacher(teacher),
         segments,
         mc.annealed_steps(student.constant or start, student.constant or stop, over),
+        WEIGHTINGS[preset.weighting],
     )
     return train(
         "student",

@@ -10,11 +10,6 @@ from _stages import Preset
 
 import mcmeqx as mc
 
-WEIGHTINGS = {
-    "snr_plus_one": mc.snr_plus_one,
-    "sqrt_snr_plus_one": mc.sqrt_snr_plus_one,
-}
-
 
 @dataclass(frozen=True)
 class Training:
@@ -43,8 +38,9 @@ class Training:
     """First and last number of teacher steps, and the iterations over which they grow
     from one to the other, all of them at most; None is 64 1280 240 in the demo and 64
     1280 100000 on ImageNet."""
-    weighting: Literal["snr_plus_one", "sqrt_snr_plus_one"] = "snr_plus_one"
-    """Loss weight; the paper's, or its square root, which is calmer."""
+    weighting: Literal["snr_plus_one", "sqrt_snr_plus_one"] | None = None
+    """Loss weight; the paper's, or its square root, which is calmer and gets nearer to
+    the teacher in a short training (benchmarks/README.md). None is the paper's."""
     distance: mc.PseudoHuber = field(default_factory=mc.PseudoHuber)
     """Distance between target and estimate."""
 

@@ -9,6 +9,11 @@ import jax.numpy as jnp
 
 import mcmeqx as mc
 
+WEIGHTINGS = {
+    "snr_plus_one": mc.snr_plus_one,
+    "sqrt_snr_plus_one": mc.sqrt_snr_plus_one,
+}
+
 
 @dataclass(frozen=True)
 class Preset:
@@ -29,6 +34,7 @@ class Preset:
     samples: int
     precision: str = "float32"
     flip: bool = False
+    weighting: str = "snr_plus_one"
 
 
 # Heek et al. 2024, sec. 4 and app. A; learning rate, EMA: Hoogeboom et al. 2023.

@@ -8,11 +8,12 @@ import jax
 from _compare import compare, feature_network
 from _given import given_student, given_teacher
 from _machine import MACHINE, first, part, start
-from _options import WEIGHTINGS, Config, filled
+from _options import Config, filled
 from _rows import Row, teacher_rows
 from _runs import claim
 from _stages import (
     DEMO,
+    WEIGHTINGS,
     Preset,
     computed,
     load,
