@@ -53,8 +53,9 @@ GREY32 = Preset(
     iterations=4000,
     learning_rate=5e-4,
     ema_decay=0.999,
-    anneal=(64.0, 1280.0, 2000),
+    anneal=(32.0, 256.0, 3000),
     samples=5000,
+    weighting="sqrt_snr_plus_one",
 )
 
 
