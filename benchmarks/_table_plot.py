@@ -1,10 +1,10 @@
 """Quality against evaluations, a line a method: the picture of the table."""
 
-from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
 from _runs import whole
+from _table_text import grouped
 from matplotlib.figure import Figure
 
 _MANY = 256
@@ -12,9 +12,7 @@ _MANY = 256
 
 def plot(rows: list[dict[str, str]], path: Path) -> None:
     """Mean over seeds with the range, log axes; floor and teacher as bands."""
-    groups: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for row in rows:
-        groups[row["method"]][int(row["evaluations"])].append(float(row["frechet"]))
+    groups = grouped(rows)
     figure = Figure(figsize=(7, 5), layout="constrained")
     axes = figure.subplots()
     bands = [("data against data", [float(row["floor"]) for row in rows])]

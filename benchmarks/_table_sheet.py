@@ -2,9 +2,8 @@
 
 from pathlib import Path
 
-import jax
 import numpy as np
-from _pictures import draw
+from _pictures import draw, from_one_noise
 from _table_cells import MANY, cells
 from _table_data import ImageSet
 from _table_models import is_trained, student_of
@@ -28,15 +27,5 @@ def sheet(
     labels = np.arange(len(images.images.classes), dtype=np.int32)
     rng = np.random.default_rng(0)
     noise = rng.standard_normal((len(labels), *images.images.shape), np.float32)
-    rows = {
-        name: mc.generate(
-            model,
-            mc.DDIM(),
-            mc.uniform_grid(steps),
-            noise,
-            labels,
-            key=jax.random.key(0),
-        )
-        for name, (model, steps) in models.items()
-    }
+    rows = from_one_noise(models, noise, labels)
     draw(rows, path, f"{images.images.name}: one noise and class down each column")

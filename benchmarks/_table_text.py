@@ -3,12 +3,20 @@
 from collections import defaultdict
 
 
-def text(rows: list[dict[str, str]], metric: str = "frechet") -> str:
-    """A line a method, a column a number of evaluations, `mean (least to most)`."""
-    cells: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
+def grouped(
+    rows: list[dict[str, str]], metric: str = "frechet"
+) -> dict[str, dict[int, list[float]]]:
+    """Values of each method at each number of evaluations, in the order of rows."""
+    groups: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
         value = float(row[metric])
-        cells[row["method"]][int(row["evaluations"])].append(value)
+        groups[row["method"]][int(row["evaluations"])].append(value)
+    return groups
+
+
+def text(rows: list[dict[str, str]], metric: str = "frechet") -> str:
+    """A line a method, a column a number of evaluations, `mean (least to most)`."""
+    cells = grouped(rows, metric)
     columns = sorted({n for counts in cells.values() for n in counts})
     lines = [
         ["evaluations", *(str(n) for n in columns)],

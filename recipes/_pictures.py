@@ -2,9 +2,34 @@
 
 from pathlib import Path
 
+import jax
 import numpy as np
 from _runs import whole
 from matplotlib.figure import Figure
+
+import mcmeqx as mc
+
+
+def from_one_noise(
+    models: dict[str, tuple[mc.Denoiser, int]],
+    noise: np.ndarray,
+    labels: np.ndarray,
+    *,
+    seed: int = 0,
+) -> dict[str, np.ndarray]:
+    """Each model's samples in its number of DDIM steps, under its name: for `draw`."""
+    return {
+        name: mc.generate(
+            model,
+            mc.DDIM(),
+            mc.uniform_grid(steps),
+            noise,
+            labels,
+            key=jax.random.key(seed),
+            describe=name,
+        )
+        for name, (model, steps) in models.items()
+    }
 
 
 def draw(pictures: dict[str, np.ndarray], path: Path, title: str) -> None:

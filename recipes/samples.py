@@ -8,9 +8,8 @@ The teacher in 256 steps of DDIM and in 8, and its consistency student in 8.
 from dataclasses import dataclass
 from pathlib import Path
 
-import jax
 import numpy as np
-from _pictures import draw
+from _pictures import draw, from_one_noise
 from _runs import at_least
 
 import mcmeqx as mc
@@ -38,23 +37,12 @@ def main(config: Config) -> Path:
     rng = np.random.default_rng(config.seed)
     noise = rng.standard_normal((config.columns, 3, 64, 64), np.float32)
     labels = np.arange(config.columns, dtype=np.int32) % 9
-    models = (
-        ("teacher, 256 steps", teacher, 256),
-        ("teacher, 8 steps", teacher, 8),
-        ("student, 8 steps", student, 8),
-    )
-    rows = {
-        name: mc.generate(
-            model,
-            mc.DDIM(),
-            mc.uniform_grid(steps),
-            noise,
-            labels,
-            key=jax.random.key(config.seed),
-            describe=name,
-        )
-        for name, model, steps in models
+    models = {
+        "teacher, 256 steps": (teacher, 256),
+        "teacher, 8 steps": (teacher, 8),
+        "student, 8 steps": (student, 8),
     }
+    rows = from_one_noise(models, noise, labels, seed=config.seed)
     draw(rows, config.out, "one noise and class down each column")
     print(f"picture: {config.out}")
     return config.out
