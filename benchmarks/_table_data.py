@@ -22,6 +22,9 @@ class ImageSet:
     preset: Preset
     images: mc.data.Images
     """What models learn from, and what samples are compared with."""
+    teacher: Path
+    """The file of the teacher that the committed table is of; without it, one is
+    trained by the preset."""
 
     def plan(self, *, student: bool) -> str:
         """A name of all that a student's training depends on, or the teacher's."""
@@ -43,11 +46,12 @@ GREY32 = Preset(
         channels=1,
         classes=10,
         embedding=128,
+        group_width=4,
     ),
     mc.Cosine(),
     batch_size=32,
     teacher="scratch",
-    teacher_iterations=14_000,
+    teacher_iterations=10_000,
     teacher_learning_rate=2e-3,
     label_dropout=0.0,
     iterations=4000,
@@ -71,11 +75,13 @@ EMOJI = replace(
 
 def fashion_mnist(folder: Path | None) -> ImageSet:
     """Fashion-MNIST of 32x32: 60,000 images, and a UViT of 1.6 million parameters."""
-    return ImageSet(GREY32, mc.data.fashion_mnist(folder))
+    teacher = Path(__file__).with_name("fashion_mnist_teacher.eqx")
+    return ImageSet(GREY32, mc.data.fashion_mnist(folder), teacher)
 
 
 def emoji64(folder: Path | None) -> ImageSet:
     """Emoji of five vendors at 64x64, the embedded teacher and students like it."""
     if folder is None:
         raise ValueError("emoji64 needs --folder: where the npm tarballs lie")
-    return ImageSet(EMOJI, mc.data.emoji64(folder, split="train"))
+    images = mc.data.emoji64(folder, split="train")
+    return ImageSet(EMOJI, images, mc.EMOJI_TEACHER)

@@ -25,10 +25,10 @@ def _plan(images: ImageSet, iterations: int, learning_rate: float, seed: int) ->
 
 
 def teacher_of(images: ImageSet, work: Path, seed: int) -> mc.Denoiser:
-    """The diffusion model: the package's own, or one that is trained here."""
+    """The diffusion model: that of the committed table, or one that is trained here."""
     preset = images.preset
-    if preset.teacher == "embedded":
-        return mc.load_model(mc.EMOJI_TEACHER, denoiser_shapes(preset))
+    if images.teacher.exists():
+        return mc.load_model(images.teacher, denoiser_shapes(preset))
     network_key, key = jax.random.split(jax.random.key(seed))
     plan = _plan(images, preset.teacher_iterations, preset.teacher_learning_rate, seed)
     run = claim(work / "teacher", "table", preset, "samples", *STUDENTS, seed=seed)

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import asdict, replace
@@ -96,9 +97,12 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 @contextlib.contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """A path to write to, which becomes `path` if nothing fails meanwhile."""
+    """A path to write to, which becomes `path` if nothing fails meanwhile.
+
+    It is this process's own: of two that write the same, the last one counts.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{_PART}{path.name}")
+    part = path.with_name(f"{_PART}{os.getpid()}_{path.name}")
     yield part
     part.replace(path)
 

@@ -33,7 +33,8 @@ from mcmeqx.nets import (
     noise_level_features,
     unet32,
 )
-from mcmeqx.nets._network import Embedding
+from mcmeqx.nets._layers import GroupNorm
+from mcmeqx.nets._network import Embedding, network_shapes
 
 KEY = jax.random.key(0)
 STAGES = (Stage("resnet", 8, 1, 0.3), Stage("transformer", 16, 2, 0.3))
@@ -329,6 +330,41 @@ def test_a_denoiser_hands_label_and_key_to_a_network_in_its_own_precision():
 
 
 @pytest.mark.parametrize(
+    ("width", "least", "groups"),
+    [
+        (256, 1, 32),
+        (256, 4, 32),
+        (64, 1, 32),
+        (64, 4, 16),
+        (16, 1, 16),
+        (16, 4, 4),
+        (18, 4, 2),
+        (6, 4, 1),
+        (2, 4, 1),
+    ],
+)
+def test_a_group_has_at_least_the_channels_that_are_asked_for(width, least, groups):
+    rng = np.random.default_rng(0)
+    x = rng.normal(rng.normal(size=width), 1.0, (5, 3, width)).astype("f4")
+    parts = x.astype("f8").reshape(5, 3, groups, -1)
+    mean = parts.mean((0, 1, 3), keepdims=True)
+    deviation = np.sqrt(parts.var((0, 1, 3), keepdims=True) + 1e-5)
+    expected = ((parts - mean) / deviation).reshape(x.shape)
+    normed = GroupNorm(width, least)(jnp.asarray(x))
+    np.testing.assert_allclose(normed, expected, atol=3e-6)
+
+
+def test_every_norm_of_a_map_takes_the_width_of_groups_from_the_config():
+    stages = (Stage("resnet", 16, 2), Stage("resnet", 64, 1))
+    network = network_shapes(UViTConfig(8, stages, group_width=8))
+    norms = jax.tree.leaves(network, is_leaf=lambda x: isinstance(x, GroupNorm))
+    norms = [norm for norm in norms if isinstance(norm, GroupNorm)]
+    groups = [(len(norm.scale), norm.groups) for norm in norms]
+    assert len(groups) == 2 * 5 + 1
+    assert set(groups) == {(16, 2), (64, 8)}
+
+
+@pytest.mark.parametrize(
     ("build", "message"),
     [
         (lambda: MLPConfig(0), "size"),
@@ -340,6 +376,7 @@ def test_a_denoiser_hands_label_and_key_to_a_network_in_its_own_precision():
         (lambda: UViTConfig(8, STAGES, classes=0), "classes"),
         (lambda: UViTConfig(8, STAGES, embedding=7), "embedding"),
         (lambda: UViTConfig(8, STAGES, head_width=0), "head_width"),
+        (lambda: UViTConfig(8, STAGES, group_width=0), "group_width"),
         (lambda: UViTConfig(8, (stage_of_kind("conv"),)), "conv"),
         (lambda: UViTConfig(9, STAGES, head_width=8), "9"),
         (lambda: UViTConfig(8, STAGES, head_width=7), "head_width 7"),

@@ -30,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "recipes"))
 import _given
 import _pictures
 import _rows
+import _runs
 import _stages
 import _student
 import _training
@@ -476,6 +477,21 @@ def test_a_run_that_another_program_trains_is_left_alone():
         other.kill()
     assert teacher_imagenet64.main(config) == path
     assert path.exists()
+
+
+def test_two_programs_that_write_one_file_do_not_meet_in_its_parts(
+    monkeypatch, tmp_path
+):
+    path = tmp_path / "samples" / "result.json"
+    with _runs.whole(path) as first:
+        first.write_text("first")
+        monkeypatch.setattr("os.getpid", lambda: -1)
+        with _runs.whole(path) as second:
+            second.write_text("second")
+        assert path.read_text() == "second"
+        assert all(map(_runs.is_part, (first, second)))
+    assert path.read_text() == "first"
+    assert list(path.parent.iterdir()) == [path]
 
 
 def locked(path: str) -> bool:

@@ -59,7 +59,7 @@ def tiny(monkeypatch, tmp_path):
         iterations=2,
         batch_size=4,
     )
-    made = _table_data.ImageSet(preset, images)
+    made = _table_data.ImageSet(preset, images, tmp_path / "teacher.eqx")
     monkeypatch.setattr(_table_data, "fashion_mnist", lambda folder: made)
     monkeypatch.setattr(_chunks, "CHUNK", 6)
     full = mc.metrics.EfficientNetLite0.load
