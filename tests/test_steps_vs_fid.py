@@ -5,6 +5,7 @@ import dataclasses
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -20,6 +21,7 @@ import _table_sheet
 import _table_text
 import steps_vs_fid
 from _evaluation import tree_digest
+from _stages import new_denoiser
 from _table_cells import cells
 from _table_models import teacher_of
 
@@ -106,6 +108,16 @@ def test_a_table_that_is_cut_goes_on_and_measures_nothing_twice(tiny, monkeypatc
     with again.open(newline="") as file:
         assert list(csv.DictReader(file)) == rows
     assert table.read_bytes() == before
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_teacher_that_lies_in_a_file_is_not_trained(tmp_path):
+    images = _table_data.fashion_mnist(None)
+    model = new_denoiser(images.preset, jax.random.key(3))
+    mc.save_model(images.teacher, model)
+    found = teacher_of(images, tmp_path / "work", 0)
+    assert tree_digest(found) == tree_digest(model)
+    assert not (tmp_path / "work").exists()
 
 
 @pytest.mark.slow
