@@ -63,7 +63,7 @@ class Config:
     seeds: int = 3
     """Sampling seeds: 0 and up."""
     seed: int = 0
-    """Seed of training."""
+    """Seed of the students' training, and of a teacher's that lies in no file."""
     work: Path = Path("runs/table")
     """Models and features; a folder for each set of images."""
     out: Path = Path("benchmarks")

@@ -330,7 +330,7 @@ def test_a_denoiser_hands_label_and_key_to_a_network_in_its_own_precision():
 
 
 @pytest.mark.parametrize(
-    ("width", "least", "groups"),
+    ("width", "group_width", "groups"),
     [
         (256, 1, 32),
         (256, 4, 32),
@@ -343,14 +343,14 @@ def test_a_denoiser_hands_label_and_key_to_a_network_in_its_own_precision():
         (2, 4, 1),
     ],
 )
-def test_a_group_has_at_least_the_channels_that_are_asked_for(width, least, groups):
+def test_a_group_has_at_least_the_channels_asked_for(width, group_width, groups):
     rng = np.random.default_rng(0)
     x = rng.normal(rng.normal(size=width), 1.0, (5, 3, width)).astype("f4")
     parts = x.astype("f8").reshape(5, 3, groups, -1)
     mean = parts.mean((0, 1, 3), keepdims=True)
     deviation = np.sqrt(parts.var((0, 1, 3), keepdims=True) + 1e-5)
     expected = ((parts - mean) / deviation).reshape(x.shape)
-    normed = GroupNorm(width, least)(jnp.asarray(x))
+    normed = GroupNorm(width, group_width)(jnp.asarray(x))
     np.testing.assert_allclose(normed, expected, atol=3e-6)
 
 

@@ -83,18 +83,18 @@ class GroupNorm(eqx.Module):
     """Group normalisation of a map, over 32 groups or as many as its width allows.
 
     A group of a single channel loses that channel's mean, which a narrow network has no
-    other way to tell: `least` asks for more channels a group.
+    other way to tell: `group_width` is the fewest channels a group may have.
     """
 
     scale: Float[Array, " channel"]
     bias: Float[Array, " channel"]
     groups: int = eqx.field(static=True)
 
-    def __init__(self, width: int, least: int = 1):
+    def __init__(self, width: int, group_width: int = 1):
         self.scale = jnp.ones(width, jnp.float32)
         self.bias = jnp.zeros(width, jnp.float32)
         self.groups = math.gcd(width, 32)
-        while self.groups > 1 and width // self.groups < least:
+        while self.groups > 1 and width // self.groups < group_width:
             self.groups //= 2
 
     def __call__(self, x: Map) -> Map:
@@ -147,13 +147,13 @@ class ResNetBlock(eqx.Module):
         embedding: int,
         dropout: float,
         *,
-        group: int = 1,
+        group_width: int = 1,
         key: Key[Array, ""],
     ):
         in_key, film_key, out_key = jax.random.split(key, 3)
-        self.norm_in = GroupNorm(n_in, group)
+        self.norm_in = GroupNorm(n_in, group_width)
         self.conv_in = Conv(n_in, n_out, key=in_key)
-        self.norm_out = GroupNorm(n_out, group)
+        self.norm_out = GroupNorm(n_out, group_width)
         self.film = Dense(embedding, 2 * n_out, gain=0.1, key=film_key)
         self.dropout = eqx.nn.Dropout(dropout)
         self.conv_out = Conv(n_out, n_out, gain=0.0, key=out_key)

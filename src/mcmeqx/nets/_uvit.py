@@ -138,7 +138,12 @@ class ResNets(eqx.Module):
         keys, n = jax.random.split(key, stage.depth), stage.width
         self.blocks = tuple(
             ResNetBlock(
-                n, n, config.embedding, stage.dropout, group=config.group_width, key=k
+                n,
+                n,
+                config.embedding,
+                stage.dropout,
+                group_width=config.group_width,
+                key=k,
             )
             for k in keys
         )
