@@ -71,7 +71,7 @@ def from_images(
     order = np.random.default_rng(0).permutation(len(images))
     count = min(len(images) // 2, KEPT)
     kept = chunked_features(
-        lambda start, n: np.asarray(images.take(order[start : start + n]).x),
+        lambda start, n: scaled(images.pixels[order[start : start + n]]),
         count,
         network,
         folder,
@@ -95,7 +95,7 @@ def _moments(images, rows, network, folder: Path, batch_size: int) -> Moments:
             moments = Moments(done, stored["mean"], stored["scatter"])
     starts = range(done, len(rows), _ROWS)
     for start in tqdm(starts, desc=f"moments of {images.name}", leave=False):
-        x = np.asarray(images.take(rows[start : start + _ROWS]).x)
+        x = scaled(images.pixels[rows[start : start + _ROWS]])
         own = Moments.of(mc.metrics.features(network, x, batch_size=batch_size))
         moments = own if moments is None else moments.merge(own)
         with whole(path) as part, part.open("wb") as file:

@@ -60,6 +60,7 @@ GREY32 = Preset(
     anneal=(32.0, 256.0, 3000),
     samples=5000,
     weighting="sqrt_snr_plus_one",
+    headroom=0.1,
 )
 
 
@@ -76,7 +77,8 @@ EMOJI = replace(
 def fashion_mnist(folder: Path | None) -> ImageSet:
     """Fashion-MNIST of 32x32: 60,000 images, and a UViT of 1.6 million parameters."""
     teacher = Path(__file__).with_name("fashion_mnist_teacher.eqx")
-    return ImageSet(GREY32, mc.data.fashion_mnist(folder), teacher)
+    images = replace(mc.data.fashion_mnist(folder), headroom=GREY32.headroom)
+    return ImageSet(GREY32, images, teacher)
 
 
 def emoji64(folder: Path | None) -> ImageSet:

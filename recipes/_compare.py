@@ -141,7 +141,7 @@ def data_moments(network, images: mc.data.Images, rows) -> mc.metrics.Moments:
     starts = tqdm(range(0, len(rows), _CHUNK), desc="features of the data", leave=False)
     chunks = (images.take(rows[i : i + _CHUNK]).x for i in starts)
     moments = (
-        mc.metrics.Moments.of(mc.metrics.features(network, np.asarray(x)))
+        mc.metrics.Moments.of(mc.metrics.features(network, np.clip(x, -1, 1)))
         for x in chunks
     )
     return reduce(mc.metrics.Moments.merge, moments)

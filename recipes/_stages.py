@@ -35,6 +35,7 @@ class Preset:
     precision: str = "float32"
     flip: bool = False
     weighting: str = "snr_plus_one"
+    headroom: float = 0.0
 
 
 # Heek et al. 2024, sec. 4 and app. A; learning rate, EMA: Hoogeboom et al. 2023.

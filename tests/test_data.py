@@ -1,3 +1,4 @@
+from dataclasses import replace
 from itertools import islice
 
 import numpy as np
@@ -42,6 +43,20 @@ def test_images_scale_and_turn_pixels_without_loss():
     assert len(list(images)) == len(images) == 2
 
 
+def test_headroom_moves_black_and_white_and_nothing_else():
+    pixels = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
+    plain = Images(pixels, np.zeros(1, np.int32), ("a",), "ramp")
+    room = replace(plain, headroom=0.25)
+    x, own = plain[0].x.ravel(), room[0].x.ravel()
+    assert (own[0], own[255], own.dtype) == (-1.25, 1.25, np.float32)
+    np.testing.assert_array_equal(own[1:255], x[1:255])
+    np.testing.assert_array_equal(room.take([0]).x.ravel(), own)
+    noisy = own + np.where(np.arange(256) % 255 == 0, 0.2, 0.0)
+    for sign in (-1, 1):
+        back = np.rint((np.clip(own + sign * (noisy - own), -1, 1) + 1) * 127.5)
+        np.testing.assert_array_equal(back, np.arange(256))
+
+
 def test_images_cannot_be_written_to():
     pixels = np.zeros((3, 2, 2, 3), np.uint8)
     images = Images(pixels, np.zeros(3, np.int32), ("a",), "zeros")
@@ -72,6 +87,8 @@ BAD_FIELDS = [
     ({"labels": np.array([0, 1, -1], np.int32)}, ValueError, r"labels\[2\] is -1"),
     ({"classes": ()}, ValueError, r"labels\[0\] is 0, outside \[0, 0\)"),
     ({"classes": ("a", "a")}, ValueError, "twice"),
+    ({"headroom": -0.1}, ValueError, "headroom is -0.1"),
+    ({"headroom": float("nan")}, ValueError, "headroom is nan"),
 ]
 
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import equinox as eqx
@@ -218,6 +219,17 @@ def test_moments_of_the_data_go_on_where_they_were(tiny, images, tmp_path, monke
     np.testing.assert_array_equal(found.rest.scatter, expected.rest.scatter)
     np.testing.assert_array_equal(found.reference.law.mean, expected.reference.law.mean)
     assert found.reference.count == 90
+
+
+def test_headroom_changes_nothing_about_the_data(tiny, images, tmp_path):
+    hard = replace(images, pixels=np.where(images.pixels < 128, 0, 255).astype("u1"))
+    room = from_images(replace(hard, headroom=0.2), Corners(), tmp_path / "room")
+    plain = from_images(hard, Corners(), tmp_path / "plain")
+    np.testing.assert_array_equal(room.kept, plain.kept)
+    np.testing.assert_array_equal(
+        room.reference.law.covariance(), plain.reference.law.covariance()
+    )
+    assert room.reference.sha256 == plain.reference.sha256
 
 
 def test_images_of_any_program_are_measured(tiny, images, tmp_path):

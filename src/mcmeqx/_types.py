@@ -22,7 +22,7 @@ class Example(NamedTuple):
     """One data point, or, with a leading axis on every field, a batch of them."""
 
     x: Float[Array, "*shape"]
-    """Clean sample; images are channel first, in [-1, 1]."""
+    """Clean sample; images are channel first, in [-1, 1] but for `Images.headroom`."""
     label: Int[Array, "*batch"] | None = None
     """Class index in [0, classes), -1 for the null class, or None without classes."""
     guidance: Float[Array, "*batch"] | None = None

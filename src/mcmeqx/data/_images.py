@@ -17,7 +17,8 @@ class Images(AbstractSource):
     """Labelled images of one size, indexable, never changed after they are made.
 
     Raises `TypeError` for arrays of another dtype, and `ValueError` for a wrong shape,
-    a label outside [0, len(classes)) or a class named twice. A set may be empty.
+    a label outside [0, len(classes)), a class named twice or headroom below 0. A set
+    may be empty. `dataclasses.replace(images, headroom=0.1)` is the same set with room.
     """
 
     pixels: np.ndarray
@@ -28,6 +29,9 @@ class Images(AbstractSource):
     """Name of each class."""
     name: str
     """What to call the set in logs and file names."""
+    headroom: float = 0.0
+    """How far beyond -1 and 1 the bytes 0 and 255 are handed out, 0 or more: room for
+    the noise that a model leaves on what should be quite black or white."""
 
     def __post_init__(self) -> None:
         _check_array("pixels", self.pixels, np.uint8, 4)
@@ -40,6 +44,10 @@ class Images(AbstractSource):
             raise ValueError(f"pixels has an empty axis: its shape is {self.shape}")
         if len(set(self.classes)) != len(self.classes):
             raise ValueError(f"classes names a class twice: {self.classes}")
+        if not 0.0 <= self.headroom < np.inf:
+            raise ValueError(
+                f"headroom is {self.headroom}, expected 0 or a small number like 0.1"
+            )
         wrong = (self.labels < 0) | (self.labels >= len(self.classes))
         if wrong.any():
             at = int(wrong.argmax())
@@ -66,14 +74,14 @@ class Images(AbstractSource):
     def take(self, indices: Indices) -> Example:
         """The batch at `indices`, in their order; an index may come twice.
 
-        x is float32 (batch, channel, height, width) in [-1, 1], label int32 (batch,).
-        Raises `TypeError` unless `indices` is a list of integers, and `IndexError` for
-        one past either end.
+        x is float32 (batch, channel, height, width) in [-1, 1], or as far beyond as
+        `headroom` says, label int32 (batch,). Raises `TypeError` unless `indices` is a
+        list of integers, and `IndexError` for one past either end.
         """
         at = np.asarray(indices, dtype=None if len(indices) else np.int64)
         if at.ndim != 1 or not np.issubdtype(at.dtype, np.integer):
             raise TypeError(f"indices: {at.ndim}-D {at.dtype}, expected 1-D integers")
-        return example(self.pixels[at], self.labels[at])
+        return example(self.pixels[at], self.labels[at], self.headroom)
 
 
 def _check_array(field: str, value: Any, dtype: type[np.generic], ndim: int) -> None:

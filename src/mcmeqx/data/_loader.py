@@ -37,10 +37,10 @@ def batches(
 ) -> Iterator[Example]:
     """Batches `start`, `start + 1`, ... of `images`, up to but without `stop`.
 
-    Each is an `Example` with x float32 (batch_size, channel, height, width) in [-1, 1]
-    and label int32 (batch_size,), in fresh NumPy arrays. Every example comes once an
-    epoch of len(images) examples, whatever the batch size, which may exceed an epoch.
-    Without `stop` the stream never ends.
+    Each is an `Example` with x float32 (batch_size, channel, height, width) and label
+    int32 (batch_size,), as `images.take` gives them, in fresh NumPy arrays. Every
+    example comes once an epoch of len(images) examples, whatever the batch size, which
+    may exceed an epoch. Without `stop` the stream never ends.
 
     With `processes` P, number `process` in [0, P) has batch_size / P rows of each
     batch, the next ones after its predecessor's. `flip` mirrors an example left to

@@ -3,6 +3,10 @@
 Pixels stay bytes, four times smaller than float32, and are scaled where they are read:
 x = pixels / 127.5 - 1, so that 0 becomes -1 and 255 becomes 1 exactly. They are stored
 channel last, as image files are, and handed out channel first, as networks want them.
+
+Headroom h puts 0 at -1 - h and 255 at 1 + h, and leaves all between as they are. Where
+a model is to draw what is quite black or white, up to h of noise is then cut off when
+its samples become bytes again; at -1 and 1, half of it stays.
 """
 
 import abc
@@ -20,6 +24,8 @@ class AbstractSource(abc.ABC):
     """What to call the set in logs and file names."""
     classes: tuple[str, ...]
     """Name of each class."""
+    headroom: float = 0.0
+    """How far beyond -1 and 1 the bytes 0 and 255 are handed out, 0 or more."""
 
     @property
     @abc.abstractmethod
@@ -37,19 +43,24 @@ class AbstractSource(abc.ABC):
         """
 
     def __getitem__(self, i: int) -> Example:
-        """Example `i`: x float32 (channel, height, width) in [-1, 1], label int32 ().
+        """Example `i`: x float32 (channel, height, width), label int32 ().
+
+        x is in [-1, 1], or as far beyond as `headroom` says.
 
         Negative `i` count from the end; raises `IndexError` past either end.
         """
         if not -len(self) <= i < len(self):
             raise IndexError(f"example {i} of {len(self)} in {self.name}")
         pixels, label = self.raw(i % len(self))
-        return example(pixels, np.asarray(label, np.int32))
+        return example(pixels, np.asarray(label, np.int32), self.headroom)
 
 
-def example(pixels: np.ndarray, label: np.ndarray) -> Example:
-    """Bytes (..., height, width, channel), scaled to [-1, 1] and channel first."""
+def example(pixels: np.ndarray, label: np.ndarray, headroom: float = 0.0) -> Example:
+    """Bytes (..., height, width, channel), scaled and channel first."""
     x = np.moveaxis(pixels, -1, -3).astype(np.float32, order="C")
     x /= 127.5
     x -= 1.0
+    if headroom:
+        np.putmask(x, x == -1.0, -1.0 - headroom)
+        np.putmask(x, x == 1.0, 1.0 + headroom)
     return Example(cast(Any, x), cast(Any, label))
