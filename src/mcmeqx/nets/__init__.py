@@ -13,6 +13,6 @@ from mcmeqx.nets._presets import imagenet128_small as imagenet128_small
 from mcmeqx.nets._presets import unet32 as unet32
 from mcmeqx.nets._unet import UNet as UNet
 from mcmeqx.nets._unet import UNetConfig as UNetConfig
-from mcmeqx.nets._uvit import Stage as Stage
 from mcmeqx.nets._uvit import UViT as UViT
 from mcmeqx.nets._uvit import UViTConfig as UViTConfig
+from mcmeqx.nets._uvit_stages import Stage as Stage

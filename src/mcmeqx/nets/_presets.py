@@ -8,7 +8,8 @@ import jax
 
 from mcmeqx.nets._network import network_shapes
 from mcmeqx.nets._unet import UNetConfig
-from mcmeqx.nets._uvit import Stage, UViTConfig
+from mcmeqx.nets._uvit import UViTConfig
+from mcmeqx.nets._uvit_stages import Stage
 
 imagenet64_small = UViTConfig(
     64,

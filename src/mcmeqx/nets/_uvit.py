@@ -3,13 +3,10 @@
 Stages run from full resolution down to the middle and back up through mirrored ones.
 An average pool ends each stage on the way down, nearest-neighbour upsampling opens each
 on the way up, 1x1 projections change the width, and every block on the way up takes in
-its partner's output on the way down. Many equal transformer blocks are one stacked
-block under `lax.scan`, so compile time does not grow with depth; few are unrolled, and
-so are convolutions, whose gradients are slow inside a loop on CPUs.
+its partner's output on the way down.
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 import equinox as eqx
 import jax
@@ -20,12 +17,7 @@ from mcmeqx._types import Label, Sample, Scalar, ScalarLike
 from mcmeqx.nets._layers import (
     Conv,
     Dense,
-    Fusion,
     GroupNorm,
-    Map,
-    ResNetBlock,
-    TransformerBlock,
-    Vector,
     fold,
     pool,
     unfold,
@@ -33,20 +25,7 @@ from mcmeqx.nets._layers import (
     wide,
 )
 from mcmeqx.nets._network import AbstractNetwork, Embedding, check_conditioning
-
-
-@dataclass(frozen=True)
-class Stage:
-    """Blocks of one kind at one resolution."""
-
-    kind: Literal["resnet", "transformer"]
-    """What the blocks are."""
-    width: int
-    """Channels."""
-    depth: int
-    """Blocks on the way down, and again on the way up; once in the middle."""
-    dropout: float = 0.0
-    """Dropout rate in every block, in [0, 1)."""
+from mcmeqx.nets._uvit_stages import Blocks, ResNets, Stage, Transformers
 
 
 @dataclass(frozen=True)
@@ -119,117 +98,13 @@ class UViTConfig:
         return UViT(self, key=key)
 
 
-# A scan of few blocks costs more in copies than its compile time is worth: with six
-# blocks of width 128, unrolled, a small UViT trains 1.15 times as fast on two CPU cores
-# and samples 1.24 times as fast.
-_UNROLL = 6
-
-
-class ResNets(eqx.Module):
-    """The ResNet blocks of one stage, unrolled."""
-
-    blocks: tuple[ResNetBlock, ...]
-    fusions: tuple[Fusion, ...] | None
-    remat: bool = eqx.field(static=True)
-
-    def __init__(
-        self, config: UViTConfig, stage: Stage, *, fuse: bool, key: Key[Array, ""]
-    ):
-        keys, n = jax.random.split(key, stage.depth), stage.width
-        self.blocks = tuple(
-            ResNetBlock(
-                n,
-                n,
-                config.embedding,
-                stage.dropout,
-                group_width=config.group_width,
-                key=k,
-            )
-            for k in keys
-        )
-        self.fusions = tuple(Fusion(n) for _ in keys) if fuse else None
-        self.remat = config.remat
-
-    def __call__(
-        self, h: Map, emb: Vector, skips: Array | None, key: Key[Array, ""] | None
-    ) -> tuple[Map, Array]:
-        """The map after all blocks, and every block's output, stacked.
-
-        `skips` are the outputs of the stage that this one mirrors.
-        """
-        count = len(self.blocks)
-        keys = [None] * count if key is None else list(jax.random.split(key, count))
-        outputs = []
-        for i, block in enumerate(self.blocks):
-            if self.fusions is not None and skips is not None:
-                h = self.fusions[i](h, skips[-1 - i])
-            run = eqx.filter_checkpoint(block) if self.remat else block
-            h = run(h, emb, keys[i])
-            outputs.append(h)
-        return h, jnp.stack(outputs)
-
-
-class Transformers(eqx.Module):
-    """The transformer blocks of one stage: one stacked block under a scan."""
-
-    blocks: TransformerBlock
-    fusions: Fusion | None
-    depth: int = eqx.field(static=True)
-    remat: bool = eqx.field(static=True)
-
-    def __init__(
-        self, config: UViTConfig, stage: Stage, *, fuse: bool, key: Key[Array, ""]
-    ):
-        def block(key: Key[Array, ""]) -> tuple[TransformerBlock, Fusion | None]:
-            arguments = (stage.width, config.embedding, stage.dropout)
-            fusion = Fusion(stage.width) if fuse else None
-            return TransformerBlock(*arguments, config.head_width, key=key), fusion
-
-        keys = jax.random.split(key, stage.depth)
-        self.blocks, self.fusions = eqx.filter_vmap(block)(keys)
-        self.depth, self.remat = stage.depth, config.remat
-
-    def __call__(
-        self, h: Map, emb: Vector, skips: Array | None, key: Key[Array, ""] | None
-    ) -> tuple[Map, Array]:
-        """The map after all blocks, and every block's output, stacked.
-
-        `skips` are the outputs of the stage that this one mirrors.
-        """
-        shape = h.shape
-        keys = None if key is None else jax.random.split(key, self.depth)
-        arrays, static = eqx.partition((self.blocks, self.fusions), eqx.is_array)
-        if skips is not None:
-            skips = skips[::-1].reshape(self.depth, -1, shape[-1])
-
-        def body(tokens, inputs):
-            arrays, skip, key = inputs
-            block, fusion = eqx.combine(arrays, static)
-            tokens = tokens if skip is None else fusion(tokens, skip)
-            tokens = block(tokens, emb, key)
-            return tokens, tokens
-
-        few = self.depth <= _UNROLL
-        # In a loop no compiler can share the two computations of a block; unrolled, the
-        # one for CPUs does, and the memory is back.
-        body = jax.checkpoint(body, prevent_cse=False) if self.remat else body
-        tokens, outputs = jax.lax.scan(
-            body,
-            h.reshape(-1, shape[-1]),
-            (arrays, skips, keys),
-            unroll=self.depth if few and not self.remat else 1,
-        )
-        return tokens.reshape(shape), outputs.reshape(-1, *shape)
-
-
-Blocks = ResNets | Transformers
-
-
 def _blocks(
     config: UViTConfig, stage: Stage, *, fuse: bool, key: Key[Array, ""]
 ) -> Blocks:
-    kind = ResNets if stage.kind == "resnet" else Transformers
-    return kind(config, stage, fuse=fuse, key=key)
+    width, options = config.embedding, {"remat": config.remat, "key": key}
+    if stage.kind == "resnet":
+        return ResNets(stage, width, config.group_width, fuse=fuse, **options)
+    return Transformers(stage, width, config.head_width, fuse=fuse, **options)
 
 
 class UViT(AbstractNetwork):
