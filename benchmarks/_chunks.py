@@ -1,6 +1,6 @@
 """Features chunk by chunk on disk, so that a killed evaluation goes on."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,28 +16,30 @@ CHUNK = 128
 def chunked_features(
     make: Callable[[int, int], np.ndarray],
     count: int,
-    network: AbstractFeatureNetwork,
-    folder: Path,
+    against: Sequence[tuple[AbstractFeatureNetwork, Path]],
     *,
     batch_size: int,
     describe: str,
-) -> np.ndarray:
-    """Features (count, d) of the images that `make(start, n)` gives, in [-1, 1].
+) -> list[np.ndarray]:
+    """Features (count, d), by each network, of the images that `make(start, n)` gives.
 
-    Those of finished chunks are read from `folder`, which the images must determine.
+    Those of finished chunks are read from the network's folder, which it and the images
+    must determine. Images lie in [-1, 1] and are made once for all networks.
     """
-    out = []
+    out: list[list[np.ndarray]] = [[] for _ in against]
     starts = range(0, count, CHUNK)
     for start in tqdm(starts, desc=describe, unit="chunk", leave=False):
         end = min(start + CHUNK, count)
-        path = folder / f"features_{start:08d}_{end:08d}.npy"
-        if not path.exists():
-            images = make(start, end - start)
-            rows = features(network, images, batch_size=batch_size)
-            with whole(path) as part, part.open("wb") as file:
-                np.save(file, rows)
-        out.append(np.load(path))
-    return np.concatenate(out)
+        images = None
+        for (network, folder), parts in zip(against, out, strict=True):
+            path = folder / f"features_{start:08d}_{end:08d}.npy"
+            if not path.exists():
+                images = make(start, end - start) if images is None else images
+                rows = features(network, images, batch_size=batch_size)
+                with whole(path) as part, part.open("wb") as file:
+                    np.save(file, rows)
+            parts.append(np.load(path))
+    return [np.concatenate(parts) for parts in out]
 
 
 def as_bytes(x: np.ndarray) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,6 @@ from _recipes import at_least, whole
 from _scores import scores
 
 import mcmeqx as mc
-from mcmeqx.metrics import AbstractFeatureNetwork
 
 
 def drawn_labels(labels: np.ndarray, samples: int, seed: int) -> np.ndarray:
@@ -33,19 +32,19 @@ def evaluate(
     labels: np.ndarray | None,
     samples: int,
     seed: int,
-    data: Data,
-    network: AbstractFeatureNetwork,
+    against: Sequence[Data],
     folder: Path,
     guidance: float | None = None,
     batch_size: int = 64,
-) -> dict[str, Any]:
+) -> list[dict[str, Any]]:
     """The metrics of `samples` images of `model`, with all that they depend on.
 
-    `labels` (samples,) are int32, or None for a model without classes. Noise and keys
-    follow from the seed and a sample's number, so that models and samplers are compared
-    from the same noise, and neither `batch_size` nor a kill changes anything. What is
-    under way lies in a folder of `folder` that is named by model, sampler and options;
-    a finished result is read from there.
+    They are drawn once, and measured against each of `against`. `labels` (samples,)
+    are int32, or None for a model without classes. Noise and keys follow from the seed
+    and a sample's number, so that models and samplers are compared from the same noise,
+    and neither `batch_size` nor a kill changes anything. What is under way lies in a
+    folder of `folder` that is named by model, sampler and options; a finished result is
+    read from there.
     """
     at_least(2, samples=samples)
     at_least(0, seed=seed)
@@ -64,7 +63,7 @@ def evaluate(
 
     options = {"guidance": guidance, "batch_size": batch_size}
     make = partial(_sampled, model, sampler, grid, shape, labels, seed, options)
-    return _measured(make, about, data, network, folder, batch_size)
+    return _measured(make, about, against, folder, batch_size)
 
 
 def _sampled(model, sampler, grid, shape, labels, seed, options, start: int, n: int):
@@ -92,7 +91,6 @@ def evaluate_images(
     samples: int,
     seed: int,
     data: Data,
-    network: AbstractFeatureNetwork,
     folder: Path,
     batch_size: int = 64,
 ) -> dict[str, Any]:
@@ -110,7 +108,7 @@ def evaluate_images(
     def make(start: int, n: int) -> np.ndarray:
         return scaled(pixels[order[start : start + n]])
 
-    return _measured(make, about, data, network, folder, batch_size)
+    return _measured(make, about, [data], folder, batch_size)[0]
 
 
 def tree_digest(tree: Any) -> str:
@@ -125,31 +123,34 @@ def tree_digest(tree: Any) -> str:
 def _measured(
     make: Callable[[int, int], np.ndarray],
     about: dict[str, Any],
-    data: Data,
-    network: AbstractFeatureNetwork,
+    against: Sequence[Data],
     folder: Path,
     batch_size: int,
-) -> dict[str, Any]:
-    about = about | {
-        "network": network.name,
-        "resize": network.resize,
+) -> list[dict[str, Any]]:
+    every = [about | _said(data) for data in against]
+    names = [hashlib.sha256(json.dumps(own).encode()).hexdigest()[:16] for own in every]
+    paths = [folder / name / "result.json" for name in names]
+    if not all(path.exists() for path in paths):
+        features = chunked_features(
+            make,
+            about["samples"],
+            [(d.network, path.parent) for d, path in zip(against, paths, strict=True)],
+            batch_size=batch_size,
+            describe="samples and their features",
+        )
+        for path, own, data, rows in zip(paths, every, against, features, strict=True):
+            result = {"id": path.parent.name} | own | scores(rows, data)
+            with whole(path) as part:
+                part.write_text(json.dumps(result, indent=1) + "\n")
+    return [json.loads(path.read_text()) for path in paths]
+
+
+def _said(data: Data) -> dict[str, Any]:
+    """What a result says of that which it was measured against."""
+    return {
+        "network": data.network.name,
+        "resize": data.network.resize,
         "reference": data.reference.name,
         "reference_sha256": data.reference.sha256,
         "reference_samples": data.reference.count,
     }
-    identity = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
-    folder = folder / identity
-    path = folder / "result.json"
-    if not path.exists():
-        rows = chunked_features(
-            make,
-            about["samples"],
-            network,
-            folder,
-            batch_size=batch_size,
-            describe="samples and their features",
-        )
-        result = {"id": identity} | about | scores(rows, data, network)
-        with whole(path) as part:
-            part.write_text(json.dumps(result, indent=1) + "\n")
-    return json.loads(path.read_text())

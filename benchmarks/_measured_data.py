@@ -20,8 +20,10 @@ _ROWS = 8 * CHUNK
 
 @dataclass(frozen=True)
 class Data:
-    """A reference, and features of some of its images where there are any."""
+    """A reference, its network, and features of some images where there are any."""
 
+    network: AbstractFeatureNetwork
+    """What gives features."""
     reference: Reference
     """Of all images."""
     kept: np.ndarray | None = None
@@ -70,11 +72,10 @@ def from_images(
     folder = folder / file_name(f"{images.name}_{own.hexdigest()[:16]}")
     order = np.random.default_rng(0).permutation(len(images))
     count = min(len(images) // 2, KEPT)
-    kept = chunked_features(
+    (kept,) = chunked_features(
         lambda start, n: scaled(images.pixels[order[start : start + n]]),
         count,
-        network,
-        folder,
+        [(network, folder)],
         batch_size=batch_size,
         describe=f"features of {images.name}",
     )
@@ -83,7 +84,7 @@ def from_images(
     about = mc.metrics.reference(both, network, name=images.name, sha256=sha256)
     with whole(folder / "reference.npz") as part, part.open("wb") as file:
         mc.metrics.save_reference(file, about)
-    return Data(about, kept, rest)
+    return Data(network, about, kept, rest)
 
 
 def _moments(images, rows, network, folder: Path, batch_size: int) -> Moments:
@@ -123,19 +124,19 @@ def from_statistics(
     reference = mc.metrics.read_reference(path)
     reference.check(network)
     if path.suffix != ".npz" or "(ADM)" not in reference.name:
-        return Data(reference)
+        return Data(network, reference)
     pixels = mc.data.npz_images(path)
     order = np.random.default_rng(0).permutation(len(pixels))[:KEPT]
     own = hashlib.sha256(f"{reference.sha256} {network.name}".encode()).hexdigest()
-    kept = chunked_features(
+    folder = folder / file_name(f"{path.stem}_{own[:16]}")
+    (kept,) = chunked_features(
         lambda start, n: scaled(pixels[order[start : start + n]]),
         len(order),
-        network,
-        folder / file_name(f"{path.stem}_{own[:16]}"),
+        [(network, folder)],
         batch_size=batch_size,
         describe=f"features of {path.name}",
     )
-    return Data(reference, kept)
+    return Data(network, reference, kept)
 
 
 def scaled(pixels: np.ndarray) -> np.ndarray:

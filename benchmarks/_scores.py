@@ -7,7 +7,6 @@ import numpy as np
 from _measured_data import Data
 
 from mcmeqx.metrics import (
-    AbstractFeatureNetwork,
     Moments,
     density_coverage,
     frechet_distance,
@@ -37,15 +36,14 @@ _ROWS = 4096
 _SUBSETS = 20
 
 
-def scores(
-    rows: np.ndarray, data: Data, network: AbstractFeatureNetwork
-) -> dict[str, Any]:
+def scores(rows: np.ndarray, data: Data) -> dict[str, Any]:
     """Every metric that the data allow, by the names in METRICS.
 
     `floor` is the Frechet distance of `floor_samples` held-out images to the others;
     `neighbours` the number of samples, and of images, that precision, recall, density
     and coverage look at. Rows must stand in no order.
     """
+    network = data.network
     found: dict[str, Any] = {
         "frechet": frechet_distance(Moments.of(rows), data.reference.law)
     }

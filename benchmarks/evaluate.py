@@ -98,9 +98,9 @@ def main(config: Config) -> Path:
     if config.checkpoint is not None:
         options |= {"steps": config.steps, "sampler": config.sampler}
         options |= {} if config.guidance is None else {"guidance": config.guidance}
-        results = _of_model(config, images, data, network)
+        results = _of_model(config, images, data)
     else:
-        results = _of_images(config, source, data, network)
+        results = _of_images(config, source, data)
     options["command"] = shlex.join(["python", *sys.argv])
     table = config.table or config.out / "evaluations.csv"
     rows = []
@@ -120,7 +120,7 @@ def main(config: Config) -> Path:
     return table
 
 
-def _of_images(config: Config, source: Path, data: Data, network):
+def _of_images(config: Config, source: Path, data: Data):
     pixels = read_pixels(source)
     for seed in config.seeds:
         yield evaluate_images(
@@ -128,13 +128,12 @@ def _of_images(config: Config, source: Path, data: Data, network):
             samples=config.samples,
             seed=seed,
             data=data,
-            network=network,
             folder=config.out / "samples",
             batch_size=config.batch_size,
         )
 
 
-def _of_model(config: Config, images: mc.data.Images | None, data: Data, network):
+def _of_model(config: Config, images: mc.data.Images | None, data: Data):
     assert config.checkpoint is not None
     model: Any = mc.load(config.checkpoint)
     about, guidance = model.network.config, config.guidance
@@ -151,7 +150,7 @@ def _of_model(config: Config, images: mc.data.Images | None, data: Data, network
         model, guidance = mc.Guided(model, mc.Guidance(guidance)), None
     for seed in config.seeds:
         labels = drawn_labels(classes, config.samples, seed) if about.classes else None
-        yield evaluate(
+        yield from evaluate(
             model,
             SAMPLERS[config.sampler],
             mc.uniform_grid(config.steps),
@@ -159,8 +158,7 @@ def _of_model(config: Config, images: mc.data.Images | None, data: Data, network
             labels=None if labels is None else labels.astype(np.int32),
             samples=config.samples,
             seed=seed,
-            data=data,
-            network=network,
+            against=[data],
             folder=config.out / "samples",
             guidance=guidance,
             batch_size=config.batch_size,

@@ -22,7 +22,7 @@ from _scores import METRICS
 from _table_cells import Cell, cells
 from _table_data import ImageSet
 from _table_models import student_of, teacher_of
-from _table_plot import plot
+from _table_plot import EARLY, plot
 from _table_sheet import sheet
 from _table_text import text
 
@@ -35,6 +35,7 @@ COLUMNS: tuple[str, ...] = (
     "seed",
     "samples",
     *METRICS,
+    *EARLY,
     "network",
     "resize",
     "reference_samples",
@@ -81,8 +82,8 @@ def main(config: Config) -> Path:
     start(Mesh(), Hosts(), batch_size=images.preset.batch_size)
     work = config.work / config.data
     table = config.out / f"steps_vs_fid_{config.data}.csv"
-    network = mc.metrics.EfficientNetLite0.load()
-    data = from_images(images.images, network, work)
+    load = mc.metrics.EfficientNetLite0.load
+    against = [from_images(images.images, load(n), work) for n in (None, 3)]
     teacher = teacher_of(images, work, config.seed)
     for cell in wanted:
         about = _about(cell, images, config)
@@ -98,7 +99,7 @@ def main(config: Config) -> Path:
         sampler = cell.sampler(model, images)
         for seed in seeds:
             labels = drawn_labels(images.images.labels, config.samples, seed)
-            result = evaluate(
+            result, early = evaluate(
                 model,
                 sampler,
                 mc.uniform_grid(cell.steps),
@@ -106,17 +107,20 @@ def main(config: Config) -> Path:
                 labels=labels,
                 samples=config.samples,
                 seed=seed,
-                data=data,
-                network=network,
+                against=against,
                 folder=work / "samples",
             )
-            add_row(table, result | about | {"seed": seed}, COLUMNS)
-            print(f"{cell.name:32}{result['frechet']:10.1f}", flush=True)
+            distances = early["frechet"], early.get("floor", "")
+            row = result | about | dict(zip(EARLY, distances, strict=True))
+            add_row(table, row | {"seed": seed}, COLUMNS)
+            numbers = f"{result['frechet']:10.1f}{early['frechet']:10.3f}"
+            print(f"{cell.name:32}{numbers}", flush=True)
     rows = [row for row in read_rows(table, COLUMNS) if _belongs(row, images, config)]
     plot(rows, table.with_suffix(".png"))
     picture = table.with_name(f"{table.stem}_samples.png")
     sheet(images, teacher, work, config.seed, picture)
-    print(f"\n{text(rows)}\n\n{table}, {table.stem}.png, {picture.name}")
+    print(f"\n{text(rows)}\n\nBlock 3, 24 features:\n\n{text(rows, EARLY[0])}")
+    print(f"\n{table}, {table.stem}.png, {picture.name}")
     return table
 
 

@@ -121,13 +121,13 @@ def test_a_model_gives_a_row_a_seed_and_a_card_and_nothing_twice(tiny, model, im
 def test_the_distance_is_that_of_the_samples_that_the_model_gives(
     tiny, model, images, tmp_path
 ):
-    network, loaded = Corners(), mc.load(model)
-    data = from_images(images, network, tmp_path / "features")
+    loaded = mc.load(model)
+    data = from_images(images, Corners(), tmp_path / "features")
     labels = np.arange(21, dtype=np.int32) % 3
     common = {"shape": (3, 8, 8), "labels": labels, "samples": 21, "seed": 4}
-    common |= {"data": data, "network": network}
+    common |= {"against": [data]}
     grid, folder = mc.uniform_grid(2), tmp_path / "a"
-    found = _evaluation.evaluate(loaded, mc.DDIM(), grid, folder=folder, **common)
+    (found,) = _evaluation.evaluate(loaded, mc.DDIM(), grid, folder=folder, **common)
     x = []
     for start, n in ((0, 16), (16, 5)):
         noise = np.random.default_rng([4, 2, start]).standard_normal(
@@ -147,13 +147,13 @@ def test_the_distance_is_that_of_the_samples_that_the_model_gives(
     )
     assert found["floor"] == pytest.approx(floor, rel=1e-5)
     other = tmp_path / "b"
-    again = _evaluation.evaluate(
+    (again,) = _evaluation.evaluate(
         loaded, mc.DDIM(), grid, folder=other, batch_size=7, **common
     )
     assert again["frechet"] == pytest.approx(found["frechet"], rel=1e-4)
     assert again["id"] == found["id"]
     balanced = mc.ADDIM(balanced=True)
-    other = _evaluation.evaluate(loaded, balanced, grid, folder=folder, **common)
+    (other,) = _evaluation.evaluate(loaded, balanced, grid, folder=folder, **common)
     assert other["id"] != found["id"]
 
 
@@ -164,12 +164,12 @@ class _Killed(BaseException):
 def test_an_evaluation_that_is_cut_goes_on_with_the_same_result(
     tiny, model, images, tmp_path, monkeypatch
 ):
-    network, loaded = Corners(), mc.load(model)
+    loaded = mc.load(model)
     labels = np.zeros(60, np.int32)
     calls, real = [], mc.generate
 
     def result(folder: Path):
-        data = from_images(images, network, folder)
+        data = from_images(images, Corners(), folder)
         return _evaluation.evaluate(
             loaded,
             mc.ADDIM(),
@@ -178,8 +178,7 @@ def test_an_evaluation_that_is_cut_goes_on_with_the_same_result(
             labels=labels,
             samples=60,
             seed=0,
-            data=data,
-            network=network,
+            against=[data],
             folder=folder,
         )
 
@@ -259,7 +258,7 @@ def test_statistics_stand_in_for_data_and_adms_images_for_its_features(tmp_path,
     law = {"mu": rows.mean(0), "sigma": np.cov(rows.T)}
     np.savez("edm.npz", **law)
     found = from_statistics(Path("edm.npz"), Corners(), tmp_path)
-    assert found == Data(found.reference)
+    assert found == Data(found.network, found.reference)
     np.savez("samples.npz", pixels(50, seed=1))
     table = evaluate.main(
         evaluate.Config(

@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import _chunks
 import _evaluation
 import _table_data
+import _table_plot
 import _table_sheet
 import _table_text
 import steps_vs_fid
@@ -34,7 +35,7 @@ def test_cells_are_distinct_and_hold_the_papers_rows():
     assert len(set(names)) == len(names)
     students = [cell.student for cell in every if cell.student is not None]
     assert len({s.name for s in students}) == len(students)
-    for method in ("CD", "CT", "CD, DDIM teacher", "DDIM", "DPM-Solver++(2M)"):
+    for method in ("CD", "CT", "CD, aDDIM teacher", "DDIM", "DPM-Solver++(2M)"):
         assert [c.evaluations for c in every if c.method == method][-5:] == (
             [1, 2, 4, 8, 16]
         )
@@ -64,8 +65,9 @@ def tiny(monkeypatch, tmp_path):
     made = _table_data.ImageSet(preset, images, tmp_path / "teacher.eqx")
     monkeypatch.setattr(_table_data, "fashion_mnist", lambda folder: made)
     monkeypatch.setattr(_chunks, "CHUNK", 6)
-    full = mc.metrics.EfficientNetLite0.load
-    monkeypatch.setattr(mc.metrics.EfficientNetLite0, "load", lambda: full(2))
+    full, fewer = mc.metrics.EfficientNetLite0.load, {None: 2, 3: 1}
+    load = "mcmeqx.metrics.EfficientNetLite0.load"
+    monkeypatch.setattr(load, lambda blocks: full(fewer[blocks]))
     monkeypatch.chdir(tmp_path)
     return steps_vs_fid.Config(
         only=("CD 2", "aDDIM, measured x_var 2"), samples=10, seeds=2, out=tmp_path
@@ -80,7 +82,10 @@ def test_a_table_that_is_cut_goes_on_and_measures_nothing_twice(tiny, monkeypatc
     assert [(row["method"], row["seed"]) for row in rows] == [
         (method, seed) for method in ("CD", "aDDIM, measured x_var") for seed in "01"
     ]
-    assert all(float(row["frechet"]) > 0 for row in rows)
+    for column in ("frechet", "floor", "frechet_block3", "floor_block3"):
+        assert all(float(row[column]) > 0 for row in rows)
+        assert len({row[column] for row in rows}) == (1 if "floor" in column else 4)
+    assert all(row["frechet"] != row["frechet_block3"] for row in rows)
     assert {row["samples"] for row in rows} == {"10"}
     assert {row["reference_samples"] for row in rows} == {"80"}
     for picture in ("steps_vs_fid_fashion_mnist", "steps_vs_fid_fashion_mnist_samples"):
@@ -152,6 +157,16 @@ def test_the_text_of_a_table_is_the_mean_and_range_of_each_cell():
     ]
 
 
+@pytest.mark.parametrize("floor", ["3", ""])
+def test_the_plot_draws_what_there_is(tmp_path, floor):
+    common = {"data": "d", "samples": "9", "network": "n", "evaluations": "8"}
+    values = {"frechet": "7", "frechet_block3": "1"}
+    floors = {"floor": floor, "floor_block3": floor}
+    rows = [common | values | floors | {"method": m} for m in ("CD", "DDIM")]
+    _table_plot.plot(rows, tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_a_students_plan_does_not_bind_the_teacher(tiny, tmp_path):
     images = _table_data.fashion_mnist(None)
     first = teacher_of(images, tmp_path, 0)
@@ -173,7 +188,8 @@ def test_a_students_plan_does_not_bind_the_teacher(tiny, tmp_path):
 def test_rows_of_another_plan_or_number_are_kept_and_not_mixed_in(tiny, capsys):
     config = dataclasses.replace(tiny, only=("DDIM 1", "CD 1"), seeds=1)
     table = steps_vs_fid.main(config)
-    said = capsys.readouterr().out.splitlines()[-5:-2]
+    said = capsys.readouterr().out.splitlines()[-12:-2]
+    assert sum(line.startswith("| CD |") for line in said) == 2
     images = _table_data.fashion_mnist(None)
     longer = dataclasses.replace(images.preset, iterations=3)
     images = dataclasses.replace(images, preset=longer)
@@ -193,7 +209,7 @@ def test_rows_of_another_plan_or_number_are_kept_and_not_mixed_in(tiny, capsys):
     ]
     capsys.readouterr()
     steps_vs_fid.main(config)
-    assert capsys.readouterr().out.splitlines()[-5:-2] == said
+    assert capsys.readouterr().out.splitlines()[-12:-2] == said
 
 
 def test_a_cell_that_is_not_there_is_refused(tiny):
