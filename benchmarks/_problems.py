@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ import numpy as np
 import mcmeqx as mc
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "recipes"))
-from _compare import data_moments
+from _compare import data_moments, moments_of
 from _toy_data import Mixture, exact_denoiser
 
 
@@ -69,9 +70,7 @@ def teacher(samples: int, seed: int) -> Problem:
     noise = rng.standard_normal((samples, *images.shape), np.float32)
     reference = data_moments(network, images, order[samples:])
 
-    def moments(x: np.ndarray) -> mc.metrics.Moments:
-        return mc.metrics.Moments.of(mc.metrics.features(network, np.clip(x, -1, 1)))
-
+    moments = partial(moments_of, network)
     model, labels = mc.emoji_teacher(), np.asarray(held.label)
     controller = mc.adaptive_steps(1e-5)
     exact = np.asarray(

@@ -9,7 +9,7 @@ import mcmeqx as mc
 from mcmeqx.nets import Stage, UViTConfig
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "recipes"))
-from _stages import DEMO, Preset
+from _stages import DEMO, Preset, with_headroom
 
 STUDENTS = ("iterations", "learning_rate", "anneal", "weighting")
 """Fields of a preset that its teacher does not depend on."""
@@ -77,7 +77,7 @@ EMOJI = replace(
 def fashion_mnist(folder: Path | None) -> ImageSet:
     """Fashion-MNIST of 32x32: 60,000 images, and a UViT of 1.6 million parameters."""
     teacher = Path(__file__).with_name("fashion_mnist_teacher.eqx")
-    images = replace(mc.data.fashion_mnist(folder), headroom=GREY32.headroom)
+    images = with_headroom(mc.data.fashion_mnist(folder), GREY32)
     return ImageSet(GREY32, images, teacher)
 
 
@@ -85,5 +85,5 @@ def emoji64(folder: Path | None) -> ImageSet:
     """Emoji of five vendors at 64x64, the embedded teacher and students like it."""
     if folder is None:
         raise ValueError("emoji64 needs --folder: where the npm tarballs lie")
-    images = mc.data.emoji64(folder, split="train")
+    images = with_headroom(mc.data.emoji64(folder, split="train"), EMOJI)
     return ImageSet(EMOJI, images, mc.EMOJI_TEACHER)

@@ -5,8 +5,8 @@
 
 Students of 1 to 16 steps by distillation (CD) and consistency training (CT), against
 their teacher's samplers at as many evaluations. Cells that the table holds are skipped;
-a run that was cut goes on. Also table 2 (constant teacher steps) and table 4 (a DDIM
-teacher) of Heek et al. 2024.
+a run that was cut goes on. Also table 2 (constant teacher steps) and table 4 (aDDIM as
+the teacher's step; elsewhere it is DDIM) of Heek et al. 2024.
 """
 
 from dataclasses import dataclass

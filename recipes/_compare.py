@@ -91,15 +91,12 @@ def compare(
     title = f"{images.name}{guided}"
     print(f"\n{samples} samples a row, {title}, seed {seed}", flush=True)
 
-    def moments_of(x: np.ndarray) -> mc.metrics.Moments:
-        return mc.metrics.Moments.of(mc.metrics.features(network, np.clip(x, -1, 1)))
-
     results: list[dict[str, Any]] = [{"method": "data against data (floor)"}]
-    moments, pictures = [moments_of(np.asarray(held.x))], {}
+    moments, pictures = [moments_of(network, np.asarray(held.x))], {}
     for row in rows:
         x, seconds = sampled(row, folder, noise, labels, sampler_key)
         results.append(row.record() | {"sampling_seconds": f"{seconds:.1f}"})
-        moments.append(moments_of(x))
+        moments.append(moments_of(network, x))
         pictures[f"{row.method}\n{row.steps} steps"] = x[:PICTURED].copy()
     for result, own in zip(results, moments, strict=True):
         for column, other in (("data", data), ("teacher", moments[1])):
@@ -140,8 +137,10 @@ def data_moments(network, images: mc.data.Images, rows) -> mc.metrics.Moments:
     """The moments of the features of the images in `rows`, a chunk at a time."""
     starts = tqdm(range(0, len(rows), _CHUNK), desc="features of the data", leave=False)
     chunks = (images.take(rows[i : i + _CHUNK]).x for i in starts)
-    moments = (
-        mc.metrics.Moments.of(mc.metrics.features(network, np.clip(x, -1, 1)))
-        for x in chunks
-    )
+    moments = (moments_of(network, np.asarray(x)) for x in chunks)
     return reduce(mc.metrics.Moments.merge, moments)
+
+
+def moments_of(network, x: np.ndarray) -> mc.metrics.Moments:
+    """The moments of the features of images, cut to [-1, 1]."""
+    return mc.metrics.Moments.of(mc.metrics.features(network, np.clip(x, -1, 1)))

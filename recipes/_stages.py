@@ -80,7 +80,7 @@ def load(
     if data_dir is not None and emoji64_dir is not None:
         raise ValueError("give --data-dir or --emoji64-dir, not both")
     if data_dir is not None:
-        images = mc.data.imagenet64(data_dir)
+        images = with_headroom(mc.data.imagenet64(data_dir), IMAGENET)
         print(f"ImageNet 64x64 from {data_dir}: {_size(images)}", flush=True)
         return IMAGENET, images
     what = "OpenMoji emoji" if emoji64_dir is None else "emoji of five vendors"
@@ -96,7 +96,12 @@ def load(
         else mc.data.emoji64(emoji64_dir, split="train")
     )
     print(_size(images), flush=True)
-    return DEMO, images
+    return DEMO, with_headroom(images, DEMO)
+
+
+def with_headroom(images: mc.data.Images, preset: Preset) -> mc.data.Images:
+    """The images as models of the preset learn and draw them."""
+    return replace(images, headroom=preset.headroom)
 
 
 def _size(images: mc.data.Images) -> str:
