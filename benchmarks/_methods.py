@@ -90,8 +90,9 @@ def runs(problem: Problem) -> Iterator[tuple[str, int | float, Callable[[], Any]
 
     for name, (sampler, cost) in samplers.items():
         for n in COUNTS:
-            grid = mc.uniform_grid(n // cost)
-            yield name, n, lambda s=sampler, g=grid, n=n: (n, sampled(s, g))
+            # Heun's last step costs one.
+            count, grid = n + 1 - cost, mc.uniform_grid(n // cost)
+            yield name, count, lambda s=sampler, g=grid, c=count: (c, sampled(s, g))
     for solver in (diffrax.Dopri5(), diffrax.Tsit5()):
         for n in COUNTS[1:]:
             # Six calls a step, and one before the first.

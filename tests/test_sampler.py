@@ -257,6 +257,27 @@ def test_order_of_convergence_to_the_exact_flow(sampler, order):
     assert slope == pytest.approx(order, abs=0.1)
 
 
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_heun_never_asks_at_the_data_end(steps):
+    schedule, times = Cosine(), []
+    exact = gaussian_denoiser(schedule, jnp.asarray(0.5))
+
+    def denoise(z, t):
+        jax.debug.callback(lambda t, z: times.append(float(t)), t, z)
+        return exact(z, t)
+
+    def one(z):
+        return sample(denoise, Heun(), schedule, z, uniform_grid(steps), key=KEY)
+
+    heun = np.asarray(jax.vmap(one)(normal(3, 1)))
+    jax.effects_barrier()
+    assert len(times) == 3 * (2 * steps - 1)
+    assert min(times) == pytest.approx(1 / steps)
+    if steps == 1:
+        ddim = sample(exact, DDIM(), schedule, normal(3, 1), uniform_grid(1), key=KEY)
+        np.testing.assert_allclose(heun, ddim, rtol=1e-6)
+
+
 def test_the_flow_of_the_oracle_and_of_heun_is_that_of_an_independent_solver():
     schedule, var = Cosine(-12.0, 12.0), np.array([0.25, 1.0, 2.25])
     denoise = gaussian_denoiser(schedule, jnp.asarray(var))
