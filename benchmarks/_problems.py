@@ -16,6 +16,7 @@ import mcmeqx as mc
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "recipes"))
 from _compare import data_moments, moments_of
+from _stages import DEMO, with_headroom
 from _toy_data import Mixture, exact_denoiser
 
 
@@ -63,7 +64,8 @@ def _exact_flow(means: np.ndarray, noise: np.ndarray) -> np.ndarray:
 
 def teacher(samples: int, seed: int) -> Problem:
     """The emoji teacher against OpenMoji."""
-    images, network = mc.data.openmoji(), mc.metrics.EfficientNetLite0.load()
+    images = with_headroom(mc.data.openmoji(), DEMO)
+    network = mc.metrics.EfficientNetLite0.load()
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(images))
     held = images.take(order[:samples])

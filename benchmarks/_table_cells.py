@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import jax
 import numpy as np
+from _stages import Preset, one_step
 from _table_data import ImageSet
 
 import mcmeqx as mc
@@ -13,7 +14,7 @@ EVALUATIONS = (1, 2, 4, 8, 16)
 MANY = (256, 512)
 CONSTANT = (32.0, 64.0, 256.0)
 
-MakeTeacher = Callable[[mc.Denoiser], mc.AbstractTeacher]
+MakeTeacher = Callable[[mc.Denoiser, Preset], mc.AbstractTeacher]
 MakeSampler = Callable[[mc.Denoiser, ImageSet], mc.AbstractSampler]
 
 
@@ -67,24 +68,30 @@ HEUN = {3: 2, 7: 4, 15: 8}
 """Steps of Heun by evaluations: the most that 4, 8 and 16 evaluations allow."""
 
 
-def _ddim(teacher: mc.Denoiser) -> mc.DistillationTeacher:
-    """A teacher's step that adds no noise: few steps of aDDIM add too much here."""
-    return mc.DistillationTeacher(teacher, 0.0)
+def _usual(teacher: mc.Denoiser, preset: Preset) -> mc.DistillationTeacher:
+    return one_step(teacher, preset.teacher_step)
+
+
+def _addim(teacher: mc.Denoiser, preset: Preset) -> mc.DistillationTeacher:
+    return one_step(teacher, "addim")
+
+
+def _data(teacher: mc.Denoiser, preset: Preset) -> mc.DataTeacher:
+    return mc.DataTeacher()
 
 
 def _students() -> Iterator[tuple[str, Student]]:
     """Method and student of every student in the table."""
     for s in EVALUATIONS:
-        yield "CD", Student(f"cd_{s}", s, _ddim)
+        yield "CD", Student(f"cd_{s}", s, _usual)
     for s in EVALUATIONS:
-        yield "CT", Student(f"ct_{s}", s, lambda teacher: mc.DataTeacher())
+        yield "CT", Student(f"ct_{s}", s, _data)
     for s in EVALUATIONS:
-        addim = Student(f"cd_addim_{s}", s, mc.DistillationTeacher)
-        yield "CD, aDDIM teacher", addim
+        yield "CD, aDDIM teacher", Student(f"cd_addim_{s}", s, _addim)
     for n in CONSTANT:
         for s in EVALUATIONS[:-1]:
             name = f"cd_constant_{n:g}_{s}"
-            yield f"CD, T = {n:g}", Student(name, s, _ddim, n)
+            yield f"CD, T = {n:g}", Student(name, s, _usual, n)
 
 
 def cells() -> Iterator[Cell]:

@@ -11,7 +11,7 @@ from mcmeqx.nets import Stage, UViTConfig
 sys.path.insert(0, str(Path(__file__).parents[1] / "recipes"))
 from _stages import DEMO, Preset, with_headroom
 
-STUDENTS = ("iterations", "learning_rate", "anneal", "weighting")
+STUDENTS = ("iterations", "learning_rate", "anneal", "weighting", "teacher_step")
 """Fields of a preset that its teacher does not depend on."""
 
 
@@ -61,6 +61,7 @@ GREY32 = Preset(
     samples=5000,
     weighting="sqrt_snr_plus_one",
     headroom=0.1,
+    teacher_step="ddim",
 )
 
 
@@ -70,7 +71,7 @@ EMOJI = replace(
     iterations=5000,
     learning_rate=5e-4,
     ema_decay=0.999,
-    anneal=(64.0, 1280.0, 2500),
+    anneal=(16.0, 32.0, 3750),
 )
 
 

@@ -36,7 +36,7 @@ class Training:
     """Decay of the weight average; None is 0.99 in the demo and 0.9999 on ImageNet."""
     anneal: tuple[float, float, int] | None = None
     """First and last number of teacher steps, and the iterations over which they grow
-    from one to the other, all of them at most; None is 64 1280 240 in the demo and 64
+    from one to the other, all of them at most; None is 16 32 240 in the demo and 64
     1280 100000 on ImageNet."""
     weighting: Literal["snr_plus_one", "sqrt_snr_plus_one"] | None = None
     """Loss weight; the paper's, or its square root, which is calmer and gets nearer to

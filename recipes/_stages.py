@@ -36,6 +36,7 @@ class Preset:
     flip: bool = False
     weighting: str = "snr_plus_one"
     headroom: float = 0.0
+    teacher_step: str = "addim"
 
 
 # Heek et al. 2024, sec. 4 and app. A; learning rate, EMA: Hoogeboom et al. 2023.
@@ -68,9 +69,24 @@ DEMO = Preset(
     iterations=300,
     learning_rate=3e-4,
     ema_decay=0.99,
-    anneal=(64.0, 1280.0, 240),
+    anneal=(16.0, 32.0, 240),
     samples=96,
+    headroom=0.1,
+    teacher_step="ddim",
 )
+
+
+def preset_of(data_dir: Path | None) -> Preset:
+    """The preset of a job on ImageNet, or, without its folder, on emoji."""
+    return DEMO if data_dir is None else IMAGENET
+
+
+def one_step(
+    teacher: mc.Denoiser, kind: str, guidance: mc.Guidance | None = None
+) -> mc.DistillationTeacher:
+    """The teacher's single step: `addim`, or `ddim`, which adds no noise."""
+    share = {"addim": 0.75, "ddim": 0.0}[kind]
+    return mc.DistillationTeacher(teacher, share, guidance=guidance)
 
 
 def load(

@@ -213,7 +213,7 @@ def test_each_teacher_solver_is_the_teacher_it_names():
     def built(**options):
         return cd_imagenet64.TeacherSolver(**options).build(model, None)
 
-    assert built().x_var_fraction == 0.75
+    assert built(kind="addim").x_var_fraction == 0.75
     assert built(kind="ddim").x_var_fraction == 0.0
     for kind in cd_imagenet64.SOLVERS:
         assert type(built(kind=kind).solver).__name__.lower() == kind
@@ -224,6 +224,33 @@ def test_each_teacher_solver_is_the_teacher_it_names():
         solver = cd_imagenet64.TeacherSolver(kind=kind)
         assert built(kind=kind).guidance is None
         assert solver.build(model, guidance).guidance is guidance
+
+
+@pytest.mark.parametrize(
+    ("kind", "data_dir", "fraction", "named"),
+    [
+        (None, None, 0.0, ()),
+        (None, Path("imagenet"), 0.75, ()),
+        ("addim", None, 0.75, ("addim",)),
+        ("ddim", Path("imagenet"), 0.0, ("ddim",)),
+    ],
+)
+def test_the_teacher_steps_as_suits_the_data(
+    monkeypatch, kind, data_dir, fraction, named
+):
+    asked = []
+    monkeypatch.setattr(
+        cd_imagenet64, "run_student", lambda *a, **more: asked.append((*a, more))
+    )
+    solver = cd_imagenet64.TeacherSolver(kind=kind)
+    cd_imagenet64.main(cd_imagenet64.Config(data_dir=data_dir, teacher_solver=solver))
+    ((recipe, config, make_teacher, more),) = asked
+    assert (recipe, more["named"]) == ("cd", named)
+    assert make_teacher(_stages.new_denoiser(_stages.DEMO, KEY)).x_var_fraction == (
+        fraction
+    )
+    # The folder remembers what was filled in.
+    assert config.teacher_solver.kind == ("ddim" if fraction == 0 else "addim")
 
 
 @pytest.mark.slow

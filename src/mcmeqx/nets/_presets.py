@@ -60,6 +60,7 @@ demo64 = UViTConfig(
     classes=9,
     null_class=True,
     embedding=128,
+    group_width=4,
 )
 unet32 = UNetConfig(32)
 
