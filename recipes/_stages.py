@@ -95,10 +95,11 @@ def load(
     """The preset and images of a job; first prints which data it runs on."""
     if data_dir is not None and emoji64_dir is not None:
         raise ValueError("give --data-dir or --emoji64-dir, not both")
+    preset = preset_of(data_dir)
     if data_dir is not None:
-        images = with_headroom(mc.data.imagenet64(data_dir), IMAGENET)
+        images = mc.data.imagenet64(data_dir)
         print(f"ImageNet 64x64 from {data_dir}: {_size(images)}", flush=True)
-        return IMAGENET, images
+        return preset, with_headroom(images, preset)
     what = "OpenMoji emoji" if emoji64_dir is None else "emoji of five vendors"
     line = "=" * 78
     print(
@@ -112,7 +113,7 @@ def load(
         else mc.data.emoji64(emoji64_dir, split="train")
     )
     print(_size(images), flush=True)
-    return DEMO, with_headroom(images, DEMO)
+    return preset, with_headroom(images, preset)
 
 
 def with_headroom(images: mc.data.Images, preset: Preset) -> mc.data.Images:

@@ -197,8 +197,8 @@ def test_the_embedded_student_ends_where_its_teacher_does():
     few, student = (
         np.sqrt(np.mean((sampled(m, 8) - far) ** 2)) for m in (teacher, emoji_student())
     )
-    # 0.15 and 0.31 of 96 samples, the latter a half of the pictures' own deviation.
-    assert student < 0.6 * few
+    # 0.31 for the teacher's 8 steps, a half of the pictures' own deviation.
+    assert student < 0.5 * few
 
 
 def rows(path) -> list[dict]:
