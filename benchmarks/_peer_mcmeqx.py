@@ -19,7 +19,8 @@ def contestant() -> Contestant:
 
     jobs = {name: lambda name=name: run(name) for name in names}
     parameters = mc.nets.count_parameters(mc.nets.unet32)
-    return Contestant(parameters, f"jax {jax.__version__}", jobs)
+    device = jax.devices()[0].device_kind
+    return Contestant(parameters, f"jax {jax.__version__}", device, jobs)
 
 
 if __name__ == "__main__":

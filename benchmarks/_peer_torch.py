@@ -127,7 +127,8 @@ def contestant() -> Contestant:
     jobs |= {f"sample{n}": lambda n=n: waited(sample, n) for n in STEPS}
     count = sum(p.numel() for p in model.parameters())
     version = f"torch {torch.__version__}, diffusers {diffusers.__version__}"
-    return Contestant(count, version, jobs)
+    device = torch.cuda.get_device_name() if GPU else "cpu"
+    return Contestant(count, version, device, jobs)
 
 
 if __name__ == "__main__":

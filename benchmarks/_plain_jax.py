@@ -101,4 +101,4 @@ def contestant(apply: Apply, params: Any, version: str, layout: str) -> Contesta
             sample(params, x, n)
         )
     count = sum(a.size for a in jax.tree.leaves(params))
-    return Contestant(count, version, jobs)
+    return Contestant(count, version, jax.devices()[0].device_kind, jobs)

@@ -1,21 +1,24 @@
 """A contestant of `versus.py`: a resident process that does a job whenever asked."""
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-BATCH_SIZE, SIDE, SEGMENTS, TEACHER_STEPS = 8, 32, 8, 256
+BATCH_SIZE = int(os.environ.get("VERSUS_BATCH_SIZE", "8"))
+SIDE, SEGMENTS, TEACHER_STEPS = 32, 8, 256
 LEARNING_RATE, EMA_DECAY = 1e-4, 0.999
 STEPS = (1, 4)
 
 
 class Contestant(NamedTuple):
-    """Parameters of the network, version of the library, and jobs that block."""
+    """Parameters of the network, versions, device, and jobs that block."""
 
     parameters: int
     version: str
+    device: str
     jobs: dict[str, Callable[[], Any]]
 
 

@@ -3,8 +3,8 @@
     pip install "mcmeqx[versus]"
     python benchmarks/versus.py
 
-A U-Net for 32x32 images of 5.6M parameters, batch 8, float32. `cd` is a step of
-consistency distillation: teacher, DDIM, target, student forward and backward, Adam and
+A U-Net for 32x32 images of 5.6M parameters, float32. `cd` is a step of consistency
+distillation: teacher, DDIM, target, student forward and backward, Adam and
 the moving average; `sample<n>` is DDIM in n steps; `teacher` is a diffusion training
 step, of this library alone. PyTorch runs Diffusers' UNet2DModel in channels last, with
 fused attention and foreach Adam; Flax and Equinox stand for their plain layers.
@@ -19,7 +19,8 @@ than 1%. Two rounds are left out: one compiles, and in the next memory is still 
 laid out. Contestants that are not installed are skipped.
 
 With `--accelerator` all run on JAX's and PyTorch's default GPU, PyTorch by
-`torch.compile`, float32 products may be TF32, and the clock counts.
+`torch.compile`, float32 products may be TF32, and the clock counts. Give it a
+`--batch-size` that fills the GPU, and `--cores` for what starts its kernels.
 """
 
 import csv
@@ -45,6 +46,8 @@ NEEDS = {
 COLUMNS: tuple[str, ...] = (
     "run",
     "xla_flags",
+    "device",
+    "batch_size",
     "contestant",
     "version",
     "parameters",
@@ -67,6 +70,8 @@ class Config:
     """Jobs; a contestant that does not have one is not asked."""
     rounds: int = 7
     """Rounds of each job after those that are left out, at least 5."""
+    batch_size: int = 8
+    """Images a step, or a call of the sampler."""
     cores: int = 1
     """CPU cores that every contestant may use. Threads that wait for each other burn
     CPU time, on a machine that does other work more of it."""
@@ -93,7 +98,12 @@ class Resident:
     def __init__(self, name: str, config: Config):
         script = Path(__file__).with_name(f"_peer_{name}.py")
         self.name = name
-        setting = {"OMP_NUM_THREADS": str(config.cores)}
+        setting = {
+            "OMP_NUM_THREADS": str(config.cores),
+            "VERSUS_BATCH_SIZE": str(config.batch_size),
+            # All live on one accelerator.
+            "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+        }
         if not config.accelerator:
             setting |= {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
         self._process = subprocess.Popen(
@@ -105,7 +115,7 @@ class Resident:
         )
         about = self._answer()
         self.parameters, self.version = about["parameters"], about["version"]
-        self.jobs = about["jobs"]
+        self.device, self.jobs = about["device"], about["jobs"]
 
     def ask(self, job: str) -> dict[str, float]:
         """Seconds that the job took now."""
@@ -159,10 +169,10 @@ def measure(config: Config, contestants: list[Resident]) -> dict[Any, list[float
                     if turn < 1:
                         continue
                     taken.setdefault((job, c.name), []).append(found[kind])
-                    row = (run, flags, c.name, c.version, c.parameters, job, turn)
-                    table.writerow(
-                        (*row, f"{found['cpu']:.4f}", f"{found['wall']:.4f}")
-                    )
+                    how = (run, flags, c.device, config.batch_size)
+                    who = (c.name, c.version, c.parameters, job, turn)
+                    spent = (f"{found['cpu']:.5f}", f"{found['wall']:.5f}")
+                    table.writerow((*how, *who, *spent))
                 file.flush()
             for c in able:
                 print(line(job, c.name, taken), flush=True)

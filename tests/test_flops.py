@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import optax
 import pytest
+from jax.extend.core import Primitive
 
 from mcmeqx import (
     Cosine,
@@ -60,6 +61,17 @@ def test_products_convolutions_and_loops_are_counted_by_hand(
     assert count_flops(function, *arguments) == expected
     shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), arguments)
     assert count_flops(function, *shapes) == expected
+
+
+@pytest.mark.parametrize(("kind", "products"), [("fwd", 2), ("bwd", 4)])
+def test_a_kernel_of_attention_counts_as_its_formula(kind, products):
+    """By name: cuDNN's own can be traced on a GPU alone."""
+    kernel = Primitive(f"dot_product_attention_{kind}_wrapper")
+    kernel.def_abstract_eval(lambda q, *_: q)
+    q, kv = jnp.ones((6, 5, 3, 8)), jnp.ones((6, 7, 3, 8))
+    unused = jnp.zeros(0)
+    counted = count_flops(lambda *a: kernel.bind(*a), q, kv, kv, unused)
+    assert counted == products * 2 * 6 * 3 * 5 * 7 * 8
 
 
 def test_the_gradient_of_a_product_and_of_a_convolution_costs_twice_as_much():

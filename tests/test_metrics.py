@@ -40,6 +40,22 @@ def photo(name: str, side: int) -> np.ndarray:
     return np.asarray(image).transpose(2, 0, 1).astype(np.float32) / 127.5 - 1
 
 
+def test_no_device_may_round_the_inputs_of_a_features_products(network):
+    def precisions(jaxpr):
+        for equation in jaxpr.eqns:
+            if equation.primitive.name in ("dot_general", "conv_general_dilated"):
+                yield equation.params["precision"]
+            for value in equation.params.values():
+                yield from precisions(value.jaxpr) if hasattr(value, "jaxpr") else ()
+
+    exact = (jax.lax.Precision.HIGHEST,) * 2
+    images = jnp.zeros((1, 3, 64, 64), jnp.float32)
+    apply = eqx.filter_make_jaxpr(_network._apply)
+    assert set(precisions(apply(network, images)[0].jaxpr)) == {exact}
+    logits = eqx.filter_make_jaxpr(network.logits)(jnp.zeros((1, 1280), jnp.float32))
+    assert set(precisions(logits[0].jaxpr)) == {exact}
+
+
 def test_frechet_equals_the_matrix_square_root_formula():
     a, b = RNG.normal(size=(300, 12)), RNG.normal(0.3, 1.7, size=(200, 12))
     first, second = np.cov(a.T), np.cov(b.T)

@@ -26,7 +26,6 @@ from mcmeqx import (
 )
 from mcmeqx._sharding import split_batch
 from mcmeqx.nets import MLPConfig, Stage, UNetConfig, UViTConfig
-from mcmeqx.nets._layers import attend
 
 pytestmark = pytest.mark.usefixtures("as_users_run")
 SMALL = {"classes": 4, "embedding": 12, "head_width": 16}
@@ -103,20 +102,3 @@ def test_no_product_of_a_bfloat16_step_takes_float32(name):
     wide = [o for o in operands if "f32" in o and "12x12xf32" not in o]
     assert [o for o in wide if "tensor<12x4xf32>, tensor<4x12xf32>" not in o] == []
     assert sum("bf16" in o for o in operands) > 100
-
-
-def test_attention_and_its_derivatives_are_those_of_the_formula():
-    def plain(q, k, v):
-        logits = jnp.sum(q[:, None] * k[None], -1) / np.sqrt(3.0)
-        weights = jnp.exp(logits) / jnp.sum(jnp.exp(logits), 1, keepdims=True)
-        return jnp.sum(weights[..., None] * v[None], 1)
-
-    def all_of(f):
-        value, forward = jax.jvp(f, (q, k, v), (w, q, k))
-        gradients = jax.grad(lambda *a: jnp.sum(w * f(*a)), (0, 1, 2))(q, k, v)
-        return value, forward, *gradients
-
-    with jax.enable_x64(True):
-        q, k, v, w = jnp.asarray(np.random.default_rng(0).normal(size=(4, 5, 2, 3)))
-        for found, expected in zip(all_of(attend), all_of(plain), strict=True):
-            np.testing.assert_allclose(found, expected, atol=1e-12)

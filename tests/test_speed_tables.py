@@ -91,6 +91,7 @@ class Answering:
     """A contestant whose answers are known."""
 
     version = "1"
+    device = "cpu"
     parameters = 100
 
     def __init__(self, name: str, jobs: tuple[str, ...], answers: Sequence[float]):
@@ -122,6 +123,7 @@ def test_contestants_are_asked_in_turn_and_the_first_rounds_left_out(
     assert [r["contestant"] for r in rows] == ["mcmeqx", "flax"] * 5 + ["mcmeqx"] * 5
     assert [r["round"] for r in rows[:4]] == ["1", "1", "2", "2"]
     assert {r["xla_flags"] for r in rows} == {"--some"}
+    assert {(r["device"], r["batch_size"]) for r in rows} == {("cpu", "8")}
     said = capsys.readouterr().out.splitlines()
     # (3 - 1) / 2 = 100% of the median: void. 2 of 4 seconds.
     assert "void" in said[0]

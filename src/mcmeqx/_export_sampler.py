@@ -24,6 +24,7 @@ from mcmeqx._export import check_absent, optional, write_new
 from mcmeqx._generate import sample_rows
 from mcmeqx._model_file import is_array_or_shape
 from mcmeqx._sampler import AbstractSampler
+from mcmeqx.nets._attention import formula_alone
 
 ExportedSampler = Callable[..., Float[Array, "n *shape"]]
 """`(noise, labels=None, *, seed=0) -> x`, a batch of samples."""
@@ -62,7 +63,8 @@ def export_sampler(
         model, sampler = eqx.combine(jax.tree.unflatten(structure, weights), static)
         scale = None if guidance is None else jnp.float32(guidance)
         keys = jax.random.split(jax.random.key(seed), noise.shape[0])
-        return sample_rows(model, sampler, times, noise, labels, scale, keys)
+        with formula_alone():
+            return sample_rows(model, sampler, times, noise, labels, scale, keys)
 
     rows = export.symbolic_shape("n")[0] if batch_size is None else batch_size
     exported = export.export(

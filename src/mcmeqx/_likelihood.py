@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Int, Key
 from mcmeqx._ode import ADAPTIVE, TSIT5, Solver, StepSizeController, integrate
 from mcmeqx._schedule import AbstractNoiseSchedule
 from mcmeqx._types import DenoiseFn, Sample, Scalar
+from mcmeqx.nets._attention import formula_alone
 
 
 class Likelihood(NamedTuple):
@@ -69,7 +70,8 @@ def log_likelihood(
             return schedule.velocity(z + y, denoise(z + y, time), time)
 
         def along(direction: Sample) -> tuple[Sample, Scalar]:
-            v, slope = jax.jvp(velocity, (state[0],), (direction,))
+            with formula_alone():
+                v, slope = jax.jvp(velocity, (state[0],), (direction,))
             return v, jnp.vdot(direction, slope)
 
         vs, slopes = jax.vmap(along, out_axes=(None, 0))(directions)

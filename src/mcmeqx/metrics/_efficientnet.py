@@ -212,4 +212,5 @@ class EfficientNetLite0(AbstractFeatureNetwork):
         """ImageNet's 1,000 class scores from the features of the whole network."""
         if self.classifier is None:
             raise ValueError(f"{self.name} is cut before its classifier")
-        return features @ self.classifier.weight + self.classifier.bias
+        product = jnp.matmul(features, self.classifier.weight, precision="highest")
+        return product + self.classifier.bias

@@ -150,4 +150,4 @@ class Inception(AbstractFeatureNetwork):
         self, features: Float[Array, "batch 2048"]
     ) -> Float[Array, "batch 1008"]:
         """Class scores without their bias, as published Inception Scores take them."""
-        return features @ self.classifier
+        return jnp.matmul(features, self.classifier, precision="highest")

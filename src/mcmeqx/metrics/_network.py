@@ -3,6 +3,7 @@
 import abc
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
@@ -47,7 +48,9 @@ class AbstractFeatureNetwork(eqx.Module):
 
 @eqx.filter_jit
 def _apply(network, images):
-    return network(images.astype(jnp.float32))
+    # Accelerators round the inputs of products by default, and features with them.
+    with jax.default_matmul_precision("highest"):
+        return network(images.astype(jnp.float32))
 
 
 def features(

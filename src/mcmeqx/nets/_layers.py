@@ -11,17 +11,17 @@ vector is a sum over all pixels and examples, which bfloat16 cannot hold.
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
+from mcmeqx.nets._attention import attend
+
 Map = Float[Array, "height width channel"]
 NewMap = Float[Array, "new_height new_width new_channel"]
 Tokens = Float[Array, "token channel"]
-Heads = Float[Array, "token head channel"]
 Vector = Float[Array, " embedding"]
 
 
@@ -178,29 +178,6 @@ class ResNetBlock(eqx.Module):
         x = resample(x)
         x = x if self.project is None else self.project(x)
         return x + self.conv_out(h)
-
-
-@jax.custom_jvp
-def _scores(q: Heads, k: Heads) -> Float[Array, "head token other"]:
-    wider = jnp.promote_types(q.dtype, jnp.float32)
-    return jnp.einsum("thc,shc->hts", q, k, preferred_element_type=wider)
-
-
-@_scores.defjvp
-def _scores_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
-    """A derivative in the precision of q and k; that of `einsum` mixes it with wider.
-
-    A product of float32 with bfloat16 runs at the speed of float32.
-    """
-    (q, k), (dq, dk) = primals, tangents
-    change = jnp.einsum("thc,shc->hts", dq, k), jnp.einsum("thc,shc->hts", q, dk)
-    return _scores(q, k), wide(change[0]) + wide(change[1])
-
-
-def attend(q: Heads, k: Heads, v: Heads) -> Heads:
-    """`softmax(q k^T / sqrt(channels)) v` for each head; its softmax is float32."""
-    weights = jax.nn.softmax(_scores(q, k) * (1.0 / math.sqrt(q.shape[-1])), -1)
-    return jnp.einsum("hts,shc->thc", weights.astype(v.dtype), v)
 
 
 class TransformerBlock(eqx.Module):

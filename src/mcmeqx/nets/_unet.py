@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Key
 
 from mcmeqx._types import Label, Sample, Scalar, ScalarLike
+from mcmeqx.nets._attention import attend
 from mcmeqx.nets._layers import (
     Conv,
     Dense,
@@ -24,7 +25,6 @@ from mcmeqx.nets._layers import (
     NewMap,
     ResNetBlock,
     Vector,
-    attend,
     pool,
     upsample,
 )
