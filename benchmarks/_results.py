@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from _recipes import whole
 from _scores import METRICS
+from _tables import read_rows
 
 COLUMNS: tuple[str, ...] = (
     "name",
@@ -46,18 +47,6 @@ def add_row(
         writer.writeheader()
         writer.writerows([*rows, row])
     return True
-
-
-def read_rows(table: Path, columns: tuple[str, ...] = COLUMNS) -> list[dict[str, Any]]:
-    """The rows of a table, none of one that is not there yet."""
-    if not table.exists():
-        return []
-    with table.open(newline="") as file:
-        reader = csv.DictReader(file)
-        rows = list(reader)
-    if tuple(reader.fieldnames or ()) != columns:
-        raise ValueError(f"{table} has other columns: write to another one")
-    return rows
 
 
 def write_card(path: Path, rows: list[dict[str, Any]], **about: Any) -> dict[str, Any]:

@@ -68,11 +68,10 @@ GREY32 = Preset(
 EMOJI = replace(
     DEMO,
     name="emoji64",
-    batch_size=32,
-    iterations=4000,
+    iterations=5000,
     learning_rate=5e-4,
     ema_decay=0.999,
-    anneal=(16.0, 32.0, 3000),
+    anneal=(16.0, 32.0, 3750),
 )
 
 

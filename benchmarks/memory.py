@@ -8,11 +8,12 @@ temporary memory otherwise; arguments are the same everywhere.
 """
 
 import argparse
-import csv
 import os
 import time
 from pathlib import Path
 from typing import Any
+
+from _tables import appended
 
 COLUMNS: tuple[str, ...] = (
     "network",
@@ -115,13 +116,9 @@ def main() -> None:
     fake = f"--xla_force_host_platform_device_count={options.devices}"
     os.environ["XLA_FLAGS"] = f"{flags} {fake}"
     os.environ["JAX_PLATFORMS"] = "cpu"
-    row = measure(options)
-    new = not options.out.exists()
-    with options.out.open("a", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
+    with appended(options.out, COLUMNS) as table:
+        row = measure(options)
+        table.writerow(row)
     for name, value in row.items():
         print(
             f"{name:28} {value:,}" if isinstance(value, int) else f"{name:28} {value}"

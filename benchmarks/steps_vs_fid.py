@@ -17,7 +17,7 @@ import _table_data
 from _evaluation import drawn_labels, evaluate
 from _machine import Hosts, Mesh, start
 from _measured_data import from_images
-from _results import add_row, read_rows
+from _results import add_row
 from _scores import METRICS
 from _table_cells import Cell, cells
 from _table_data import ImageSet
@@ -25,6 +25,7 @@ from _table_models import student_of, teacher_of
 from _table_plot import EARLY, plot
 from _table_sheet import sheet
 from _table_text import text
+from _tables import read_rows
 
 import mcmeqx as mc
 

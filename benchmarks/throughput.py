@@ -18,7 +18,6 @@ body once: a sampler's bytes are the program's times the steps, and a network wi
 blocks under a scan has none.
 """
 
-import csv
 import itertools
 import os
 import statistics
@@ -30,6 +29,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import tyro
+from _tables import appended
 from _work import TRAINING, Job, build, config_of
 
 import mcmeqx as mc
@@ -172,17 +172,12 @@ def row(
 
 def main(config: Config) -> None:
     """Measure, and add each row as it is there."""
-    new = not config.out.exists()
-    with config.out.open("a", newline="") as file:
-        table = csv.DictWriter(file, COLUMNS)
-        if new:
-            table.writeheader()
+    with appended(config.out, COLUMNS) as table:
         for network, name, batch_size, precision in itertools.product(
             config.networks, config.jobs, config.batch_sizes, config.precisions
         ):
             found = row(network, name, batch_size, precision, config)
             table.writerow({k: _short(v) for k, v in found.items()})
-            file.flush()
             print(", ".join(f"{k} {_short(v)}" for k, v in found.items()), flush=True)
 
 

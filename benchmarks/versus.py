@@ -23,7 +23,6 @@ With `--accelerator` all run on JAX's and PyTorch's default GPU, PyTorch by
 `--batch-size` that fills the GPU, and `--cores` for what starts its kernels.
 """
 
-import csv
 import importlib.util
 import json
 import os
@@ -36,6 +35,7 @@ from pathlib import Path
 from typing import Any
 
 import tyro
+from _tables import appended, read_rows
 
 NEEDS = {
     "mcmeqx": ("mcmeqx",),
@@ -155,12 +155,8 @@ def measure(config: Config, contestants: list[Resident]) -> dict[Any, list[float
     """Seconds by (job, contestant); every answer becomes a row at once."""
     taken: dict[Any, list[float]] = {}
     kind = "wall" if config.accelerator else "cpu"
-    new, run = not config.out.exists(), time.strftime("%Y-%m-%dT%H:%M")
-    flags = os.environ.get("XLA_FLAGS", "")
-    with config.out.open("a", newline="") as file:
-        table = csv.writer(file)
-        if new:
-            table.writerow(COLUMNS)
+    run, flags = time.strftime("%Y-%m-%dT%H:%M"), os.environ.get("XLA_FLAGS", "")
+    with appended(config.out, COLUMNS) as table:
         for job in config.jobs:
             able = [c for c in contestants if job in c.jobs]
             for turn in range(1 - WARM_UP, config.rounds + 1):
@@ -172,8 +168,8 @@ def measure(config: Config, contestants: list[Resident]) -> dict[Any, list[float
                     how = (run, flags, c.device, config.batch_size)
                     who = (c.name, c.version, c.parameters, job, turn)
                     spent = (f"{found['cpu']:.5f}", f"{found['wall']:.5f}")
-                    table.writerow((*how, *who, *spent))
-                file.flush()
+                    row = (*how, *who, *spent)
+                    table.writerow(dict(zip(COLUMNS, row, strict=True)))
             for c in able:
                 print(line(job, c.name, taken), flush=True)
     return taken
@@ -193,6 +189,7 @@ def line(job: str, name: str, taken: dict[Any, list[float]]) -> str:
 
 def main(config: Config) -> None:
     """Compare; exit 1 if networks are not of a size."""
+    read_rows(config.out, COLUMNS)
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: config.cores])
     contestants = residents(config)
     try:

@@ -19,7 +19,7 @@ import _work
 import overhead
 import throughput
 import versus
-from _results import read_rows
+from _tables import appended, read_rows
 
 pytestmark = pytest.mark.usefixtures("as_users_run")
 TINY = UViTConfig(8, (Stage("resnet", 4, 1),), classes=3, embedding=8, head_width=4)
@@ -85,6 +85,22 @@ def test_blocks_under_a_scan_have_no_count_of_bytes(tiny, monkeypatch):
     assert throughput.traffic_bytes(job, "deep", "sample2") is None  # type: ignore[arg-type]
     assert throughput.traffic_bytes(job, "tiny", "sample2") == 20.0  # type: ignore[arg-type]
     assert throughput.traffic_bytes(job, "tiny", "cd") == 10.0  # type: ignore[arg-type]
+
+
+def test_rows_are_there_at_once_and_never_under_other_columns(tmp_path):
+    table = tmp_path / "t.csv"
+    for i in range(2):
+        with appended(table, ("a", "b")) as rows:
+            rows.writerow({"a": i, "b": "x, y"})
+            assert len(read_rows(table, ("a", "b"))) == i + 1
+    assert [r["a"] for r in read_rows(table, ("a", "b"))] == ["0", "1"]
+    for main, config in (
+        (throughput.main, throughput.Config(out=table)),
+        (versus.main, versus.Config(out=table)),
+    ):
+        with pytest.raises(ValueError, match="other columns: write to another"):
+            main(config)  # type: ignore[arg-type]
+    assert len(table.read_text().splitlines()) == 3
 
 
 class Answering:
