@@ -12,20 +12,33 @@ import mcmeqx as mc
 
 
 def sheet(
-    images: ImageSet, teacher: mc.Denoiser, work: Path, seed: int, path: Path
+    images: ImageSet,
+    teacher: mc.Denoiser,
+    rows: list[dict[str, str]],
+    work: Path,
+    seed: int,
+    path: Path,
 ) -> None:
-    """A column for each class, a row for each model that distillation has trained."""
+    """A column for each class, a row for each model that distillation has trained.
+
+    A sheet that is there stays if a student of the table's `rows` lies elsewhere.
+    """
+    named = {f"CD {row['evaluations']}" for row in rows if row["method"] == "CD"}
+    students = {c.name: c.student for c in cells() if c.method == "CD" and c.student}
+    trained = {n: s for n, s in students.items() if is_trained(s, work)}
+    missing = named - set(trained)
+    if missing and path.exists():
+        print(f"{path} stays: {', '.join(sorted(missing))} lie in another --work")
+        return
     models = {
         f"teacher, {MANY[0]} steps": (teacher, MANY[0]),
         "teacher, 8 steps": (teacher, 8),
     }
-    for cell in reversed(list(cells())):
-        student = cell.student
-        if cell.method == "CD" and student and is_trained(student, work):
-            model = student_of(student, teacher, images, work, seed)
-            models[f"student, {cell.steps}"] = (model, cell.steps)
+    for student in reversed(trained.values()):
+        model = student_of(student, teacher, images, work, seed)
+        models[f"student, {student.segments}"] = (model, student.segments)
     labels = np.arange(len(images.images.classes), dtype=np.int32)
     rng = np.random.default_rng(0)
     noise = rng.standard_normal((len(labels), *images.images.shape), np.float32)
-    rows = from_one_noise(models, noise, labels)
-    draw(rows, path, f"{images.images.name}: one noise and class down each column")
+    drawn = from_one_noise(models, noise, labels)
+    draw(drawn, path, f"{images.images.name}: one noise and class down each column")

@@ -119,7 +119,7 @@ def main(config: Config) -> Path:
     rows = [row for row in read_rows(table, COLUMNS) if _belongs(row, images, config)]
     plot(rows, table.with_suffix(".png"))
     picture = table.with_name(f"{table.stem}_samples.png")
-    sheet(images, teacher, work, config.seed, picture)
+    sheet(images, teacher, rows, work, config.seed, picture)
     print(f"\n{text(rows)}\n\nBlock 3, 24 features:\n\n{text(rows, EARLY[0])}")
     print(f"\n{table}, {table.stem}.png, {picture.name}")
     return table

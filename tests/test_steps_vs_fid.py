@@ -144,6 +144,20 @@ def test_the_sheet_has_a_row_for_each_trained_student(tiny, monkeypatch):
     assert all(np.any(ends[i] != ends[j]) for i in range(4) for j in range(i))
 
 
+@pytest.mark.slow
+def test_a_sheet_stays_where_a_student_of_the_table_lies_elsewhere(tiny, capsys):
+    table = steps_vs_fid.main(dataclasses.replace(tiny, only=("CD 2",), seeds=1))
+    picture = table.with_name(f"{table.stem}_samples.png")
+    before = picture.read_bytes()
+    steps_vs_fid.main(dataclasses.replace(tiny, only=("CD 1",), seeds=1))
+    assert picture.read_bytes() != before
+    before = picture.read_bytes()
+    Path("runs/table/fashion_mnist/cd_2").rename("elsewhere")
+    steps_vs_fid.main(dataclasses.replace(tiny, only=("DDIM 1",), seeds=1))
+    assert picture.read_bytes() == before
+    assert f"{picture} stays: CD 2 lie in another --work" in capsys.readouterr().out
+
+
 def test_the_text_of_a_table_is_the_mean_and_range_of_each_cell():
     rows = [
         {"method": "CD", "evaluations": n, "frechet": value}
