@@ -10,6 +10,7 @@ import numpy as np
 from _recipes import whole
 from _scores import METRICS
 from _tables import read_rows
+from filelock import FileLock
 
 COLUMNS: tuple[str, ...] = (
     "name",
@@ -37,15 +38,17 @@ def add_row(
 ) -> bool:
     """Adds the row unless one of its `id` is there; whether it did.
 
-    Raises ValueError for a table with other columns.
+    Several programs may add to one table. Raises ValueError for one with other columns.
     """
-    rows = read_rows(table, columns)
-    if any(other["id"] == row["id"] for other in rows):
-        return False
-    with whole(table) as part, part.open("w", newline="") as file:
-        writer = csv.DictWriter(file, columns, extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows([*rows, row])
+    table.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(table.with_name(f".{table.name}.lock")):
+        rows = read_rows(table, columns)
+        if any(other["id"] == row["id"] for other in rows):
+            return False
+        with whole(table) as part, part.open("w", newline="") as file:
+            writer = csv.DictWriter(file, columns, extrasaction="ignore")
+            writer.writeheader()
+            writer.writerows([*rows, row])
     return True
 
 

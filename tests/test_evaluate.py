@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,6 +29,8 @@ import _measured_data
 import evaluate
 from _chunks import as_bytes
 from _measured_data import Data, from_images, from_statistics
+from _results import COLUMNS, add_row
+from _tables import read_rows
 
 RNG = np.random.default_rng(0)
 CONFIG = mc.nets.UViTConfig(
@@ -229,6 +232,15 @@ def test_headroom_changes_nothing_about_the_data(tiny, images, tmp_path):
         room.reference.law.covariance(), plain.reference.law.covariance()
     )
     assert room.reference.sha256 == plain.reference.sha256
+
+
+def test_no_row_is_lost_where_several_add_to_one_table(tmp_path):
+    table = tmp_path / "new" / "t.csv"
+    with ThreadPoolExecutor(4) as pool:
+        rows = [{"id": str(i), "name": i} for i in range(40)]
+        added = list(pool.map(lambda row: add_row(table, row), [*rows, *rows]))
+    assert sum(added) == 40
+    assert {row["id"] for row in read_rows(table, COLUMNS)} == set(map(str, range(40)))
 
 
 def test_images_of_any_program_are_measured(tiny, images, tmp_path):
