@@ -1,6 +1,7 @@
 """A model's samples, or given images, measured once; a killed evaluation goes on."""
 
 import hashlib
+import inspect
 import json
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -10,6 +11,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import numpy as np
+import wadler_lindig
 from _chunks import CHUNK, as_bytes, chunked_features
 from _measured_data import Data, digest, scaled
 from _recipes import at_least, whole
@@ -52,7 +54,7 @@ def evaluate(
         raise ValueError(f"{samples} samples need as many labels, got {len(labels)}")
     about = {
         "model": tree_digest(model),
-        "sampler": tree_digest(sampler),
+        "sampler": sampler_digest(sampler),
         "grid": digest(np.asarray(grid)),
         "labels": "" if labels is None else digest(labels),
         "guidance": "" if guidance is None else guidance,
@@ -116,7 +118,13 @@ def tree_digest(tree: Any) -> str:
     arrays = [
         np.asarray(leaf) for leaf in jax.tree.leaves(eqx.filter(tree, eqx.is_array))
     ]
-    text = eqx.tree_pformat(tree) + digest(*arrays)
+    text = wadler_lindig.pformat(tree, hide_defaults=False) + digest(*arrays)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def sampler_digest(sampler: mc.AbstractSampler) -> str:
+    """`tree_digest`, with the code of its class: of a former one, nothing counts."""
+    text = tree_digest(sampler) + inspect.getsource(type(sampler))
     return hashlib.sha256(text.encode()).hexdigest()
 
 

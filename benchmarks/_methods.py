@@ -74,6 +74,7 @@ def runs(problem: Problem) -> Iterator[tuple[str, int | float, Callable[[], Any]
         "aDDIM, analytic x_var": (mc.ADDIM(), 1),
         "aDDIM, measured x_var": (mc.ADDIM(table), 1),
         "aDDIM, norm-balanced": (mc.ADDIM(table, balanced=True), 1),
+        "aDDIM, last step as printed": (mc.ADDIM(literal=True), 1),
         "Heun": (mc.Heun(), 2),
         "DPM-Solver++(2M)": (mc.DPMSolver(), 1),
     }

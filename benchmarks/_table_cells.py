@@ -62,6 +62,7 @@ BASELINES: tuple[tuple[str, MakeSampler], ...] = (
         "aDDIM, norm-balanced",
         lambda model, images: mc.ADDIM(_table(model, images), balanced=True),
     ),
+    ("aDDIM, last step as printed", lambda m, images: mc.ADDIM(literal=True)),
     ("DPM-Solver++(2M)", lambda model, images: mc.DPMSolver()),
 )
 HEUN = {3: 2, 7: 4, 15: 8}

@@ -160,6 +160,31 @@ def test_the_distance_is_that_of_the_samples_that_the_model_gives(
     assert other["id"] != found["id"]
 
 
+def test_a_sampler_is_known_by_its_options_and_its_code(monkeypatch):
+    digest = _evaluation.sampler_digest
+    every = (mc.DDIM(), mc.DDPM(), mc.ADDIM(), mc.ADDIM(literal=True))
+    assert len({digest(sampler) for sampler in every}) == len(every)
+    before = digest(mc.DDIM())
+    assert digest(mc.DDIM()) == before
+    text = _evaluation.tree_digest(mc.DDIM())
+    monkeypatch.setattr(_evaluation.inspect, "getsource", lambda cls: "another")
+    assert _evaluation.tree_digest(mc.DDIM()) == text
+    assert digest(mc.DDIM()) != before
+
+
+def test_a_digest_shows_fields_that_have_their_defaults():
+    class First(eqx.Module):
+        pass
+
+    class Then(eqx.Module):
+        new: bool = eqx.field(default=False, static=True)
+
+    Then.__name__ = First.__name__
+    digest = _evaluation.tree_digest
+    assert digest(Then()) != digest(First())
+    assert digest(Then(new=True)) != digest(Then())
+
+
 class _Killed(BaseException):
     pass
 

@@ -104,12 +104,13 @@ def loss_of(teacher, student_steps: int, **options):
 
 
 def teacher_z(schedule, teacher, x, x_hat, z, t, s) -> np.ndarray:
-    """z_s by the letter of Algorithms 1 and 3; examples lie along the last axis."""
+    """z_s by the letter of Algorithms 1 and 3, of DDIM at s = 0; rows are examples."""
     (alpha_t, sigma_t), (alpha_s, sigma_s) = (alpha_sigma(schedule, u) for u in (t, s))
     if isinstance(teacher, DataTeacher):
         return alpha_s * x + sigma_s * (z - alpha_t * x) / sigma_t
     eps = (z - alpha_t * x_hat) / sigma_t
     x_var = teacher.x_var_fraction * np.mean((x_hat - x) ** 2, -1, keepdims=True)
+    x_var = np.where(np.asarray(s) > 0, x_var, 0.0)
     z_var = (alpha_s - alpha_t * sigma_s / sigma_t) ** 2 * x_var
     q = 1 / np.mean(eps**2, -1, keepdims=True)
     b = alpha_s * alpha_t / sigma_t * x_var * q if teacher.balanced else 0.0

@@ -43,7 +43,15 @@ from mcmeqx import (
 )
 from mcmeqx.nets import MLPConfig
 
-SAMPLERS = (DDIM(), ADDIM(), ADDIM(balanced=True), DDPM(), Heun(), DPMSolver())
+SAMPLERS = (
+    DDIM(),
+    ADDIM(),
+    ADDIM(balanced=True),
+    ADDIM(literal=True),
+    DDPM(),
+    Heun(),
+    DPMSolver(),
+)
 STEPS = [(0.9, 0.1), (0.5, 0.49), (1 / 1280, 0.0), (1.0, 1 - 1 / 1280), (1.0, 0.0)]
 KEY = jax.random.key(0)
 
@@ -198,7 +206,7 @@ def test_ddim_loses_the_variance_of_the_closed_form(steps):
 @pytest.mark.parametrize("var", [0.1, 0.5, 1.0, 4.0])
 @pytest.mark.parametrize("steps", [1, 2, 8, 64])
 def test_balanced_addim_is_exact_on_gaussian_data_at_every_step_count(var, steps):
-    sampler, schedule = ADDIM(gaussian_x_var(var), balanced=True), Cosine()
+    sampler, schedule = ADDIM(gaussian_x_var(var), True, literal=True), Cosine()
     start = scale(schedule, var, 1.0)
     moment = final_moment(sampler, schedule, np.full(4, var), steps, start)
     np.testing.assert_allclose(moment, scale(schedule, var, 0.0) ** 2, rtol=1e-10)
@@ -208,7 +216,7 @@ def test_balanced_addim_is_exact_on_gaussian_data_at_every_step_count(var, steps
 def test_addim_beats_ddim_on_images_of_falling_spectrum(steps):
     schedule, var = Cosine(-30.0, 30.0), image_spectrum(16)
     plain = final_moment(DDIM(), schedule, var, steps)
-    adjusted = final_moment(ADDIM(), schedule, var, steps)
+    adjusted = final_moment(ADDIM(literal=True), schedule, var, steps)
     arguments = (schedule, var, steps)
     expected = mean_field(*arguments, x_var=lambda snr: 0.1 / (2 + snr))
     without = mean_field(*arguments, x_var=lambda snr: 0.0)
@@ -237,11 +245,32 @@ def test_addim_beats_ddim_on_draws_of_falling_spectrum():
         return np.asarray(jax.vmap(one)(noise))
 
     means, errors = [], []
-    for sampler in (ADDIM(), DDIM()):
+    for sampler in (ADDIM(literal=True), DDIM()):
         power = np.mean(draw(sampler) ** 2, 1) / var.mean()
         means.append(power.mean() - 1)
         errors.append(power.std() / np.sqrt(len(power)))
     assert abs(means[0]) + 5 * errors[0] < abs(means[1]) - 5 * errors[1]
+
+
+@pytest.mark.parametrize("balanced", [False, True])
+def test_addim_is_algorithm_3_up_to_a_last_step_of_ddim(balanced):
+    schedule, var, ts = Cosine(), 0.3, jnp.asarray([1.0, 0.5, 0.0])
+
+    def model(z, t):
+        return jnp.tanh(z) + t
+
+    def sampled(**literal):
+        sampler = ADDIM(lambda schedule, t: var, balanced, **literal)
+        return sample(model, sampler, schedule, z, ts, key=KEY)
+
+    (z,) = normal(1, 32)
+    middle = addim(schedule, z, model(z, 1.0), 1.0, 0.5, x_var=var, balanced=balanced)
+    x = model(middle, 0.5)
+    ends = addim(schedule, middle, x, 0.5, 0.0, x_var=var, balanced=balanced)
+    np.testing.assert_allclose(sampled(literal=True), ends, rtol=1e-10)
+    ends = ddim(schedule, middle, x, 0.5, 0.0)
+    np.testing.assert_allclose(sampled(), ends, rtol=1e-10)
+    assert jnp.std(sampled(literal=True) - sampled()) > 0.1 * np.sqrt(var)
 
 
 @pytest.mark.parametrize(("sampler", "order"), [(DDIM(), 1), (Heun(), 2)], ids=repr)

@@ -103,6 +103,11 @@ def addim(
     return ddim(schedule, z, shifted, t, s)
 
 
+def before_the_end(x_var: ScalarLike, s: ScalarLike) -> Scalar:
+    """`x_var` of a step to `s`; 0 at s = 0, where no later step takes noise away."""
+    return jnp.where(jnp.asarray(s) > 0, x_var, 0.0)
+
+
 def ddpm(
     schedule: AbstractNoiseSchedule,
     z: Sample,

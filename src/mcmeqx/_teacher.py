@@ -23,7 +23,7 @@ from mcmeqx._ode import (
     probability_flow,
 )
 from mcmeqx._schedule import AbstractNoiseSchedule
-from mcmeqx._step import addim_x
+from mcmeqx._step import addim_x, before_the_end
 from mcmeqx._types import Example, Sample, ScalarLike
 
 
@@ -85,7 +85,11 @@ def _check_unguided(denoiser: Model) -> None:
 
 
 class DistillationTeacher(AbstractTeacher):
-    """A trained denoiser's aDDIM step (Heek et al. 2024, Alg. 1 and 3)."""
+    """A trained denoiser's aDDIM step (Heek et al. 2024, Alg. 1 and 3).
+
+    To s = 0 it is DDIM: a student would learn what noise aDDIM leaves there, which is
+    next to none after hundreds of teacher steps and much after few.
+    """
 
     denoiser: Model
     """The teacher model; it sees no dropout and gets no gradient."""
@@ -121,6 +125,7 @@ class DistillationTeacher(AbstractTeacher):
             self.denoiser, self.guidance, z, t, example.label, example.guidance
         )
         x_var = self.x_var_fraction * jnp.mean((unguided - example.x) ** 2)
+        x_var = before_the_end(x_var, s)
         shifted = addim_x(schedule, z, x, t, s, x_var=x_var, balanced=self.balanced)
         calls = 1 if self.guidance is None else 2
         return TeacherStep(jax.lax.stop_gradient(shifted), calls)
