@@ -25,6 +25,7 @@ import tyro
 from _methods import runs
 from _problems import mixture, teacher
 from _runs import whole
+from _tables import read_rows
 from matplotlib.figure import Figure
 
 COLUMNS: tuple[str, ...] = (
@@ -78,10 +79,7 @@ def plot(rows: list[dict[str, str]], path: Path) -> None:
 def main(config: Config) -> Path:
     """Measure what the table lacks, write table and plot, and return the table."""
     table = config.out / f"solver_error_{config.problem}.csv"
-    done: list[dict[str, str]] = []
-    if table.exists():
-        with table.open(newline="") as file:
-            done = list(csv.DictReader(file))
+    done = read_rows(table, COLUMNS)
     ours = {"samples": str(config.samples), "seed": str(config.seed)}
     other = [row for row in done if any(row[k] != v for k, v in ours.items())]
     if other:

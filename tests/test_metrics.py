@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 import skimage.data
+from jaxprs import equations
 from PIL import Image
 
 from mcmeqx.metrics import (
@@ -42,11 +43,9 @@ def photo(name: str, side: int) -> np.ndarray:
 
 def test_no_device_may_round_the_inputs_of_a_features_products(network):
     def precisions(jaxpr):
-        for equation in jaxpr.eqns:
-            if equation.primitive.name in ("dot_general", "conv_general_dilated"):
-                yield equation.params["precision"]
-            for value in equation.params.values():
-                yield from precisions(value.jaxpr) if hasattr(value, "jaxpr") else ()
+        products = ("dot_general", "conv_general_dilated")
+        found = [e for e in equations(jaxpr) if e.primitive.name in products]
+        return [equation.params["precision"] for equation in found]
 
     exact = (jax.lax.Precision.HIGHEST,) * 2
     images = jnp.zeros((1, 3, 64, 64), jnp.float32)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jaxprs import equations
 
 from mcmeqx import Cosine, Denoiser
 from mcmeqx.nets import MLPConfig, Stage, UNetConfig, UViTConfig
@@ -53,18 +54,6 @@ def pair(name):
     z = jnp.asarray(rng.normal(size=(4, *shape)).astype("f4"))
     wide = Denoiser(moved, Cosine())
     return wide, dataclasses.replace(wide, dtype=BFLOAT16), z
-
-
-def equations(jaxpr):
-    """Every equation of a jaxpr and of those within it: scans, calls, derivatives."""
-    for equation in jaxpr.eqns:
-        yield equation
-        for value in jax.tree.leaves(
-            equation.params, is_leaf=lambda a: hasattr(a, "eqns") or hasattr(a, "jaxpr")
-        ):
-            inner = getattr(value, "jaxpr", value)
-            if hasattr(inner, "eqns"):
-                yield from equations(inner)
 
 
 def dtypes(equation):
