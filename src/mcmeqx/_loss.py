@@ -167,6 +167,17 @@ def check_guidance_range(scales: tuple[float, float]) -> None:
         raise ValueError(f"guidance_range is 0 <= low < high, finite, got {scales}")
 
 
+def _apart(model: Model) -> Model:
+    """`model` with vectors that XLA takes for others than those of `model`.
+
+    Two calls of one network else share the maps that its biases are repeated to, which
+    are then written out on a CPU: 2% of a step.
+    """
+    vectors, rest = eqx.partition(model, lambda a: eqx.is_array(a) and a.ndim == 1)
+    vectors = jax.lax.optimization_barrier(jax.lax.stop_gradient(vectors))
+    return eqx.combine(vectors, rest)
+
+
 class MultistepConsistencyLoss(AbstractLoss):
     """Algorithm 1: the student agrees with itself one teacher step closer to data."""
 
@@ -210,7 +221,7 @@ class MultistepConsistencyLoss(AbstractLoss):
         steps = self.teacher_steps(step)
         times = self.segments.draw(steps, key=time_key)
 
-        def student(z: Sample, t: Scalar) -> Sample:
+        def student(model: Model, z: Sample, t: Scalar) -> Sample:
             label, scale = example.label, example.guidance
             return model(z, t, label, guidance=scale, key=dropout_key)
 
@@ -221,9 +232,9 @@ class MultistepConsistencyLoss(AbstractLoss):
             schedule, example, z_t, times.t, times.s
         )
         z_s = ddim(schedule, z_t, x_teacher, times.t, times.s)
-        x_ref = student(z_s, times.s)
+        x_ref = student(_apart(model), z_s, times.s)
         target = jax.lax.stop_gradient(merge_steps(schedule, x_teacher, x_ref, times))
-        distance = self.distance(target - student(z_t, times.t))
+        distance = self.distance(target - student(model, z_t, times.t))
         loss = self.weighting(jnp.asarray(schedule.logsnr(times.t))) * distance
         metrics = {
             "loss": loss,
