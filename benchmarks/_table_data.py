@@ -68,10 +68,10 @@ GREY32 = Preset(
 EMOJI = replace(
     DEMO,
     name="emoji64",
-    iterations=5000,
+    iterations=3000,
     learning_rate=5e-4,
     ema_decay=0.999,
-    anneal=(16.0, 32.0, 3750),
+    anneal=(16.0, 32.0, 2250),
 )
 
 

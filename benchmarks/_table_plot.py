@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 from _runs import whole
 from _table_text import grouped
+from matplotlib import color_sequences
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -32,6 +33,8 @@ def plot(rows: list[dict[str, str]], path: Path) -> None:
 def _panel(axes: Axes, rows: list[dict[str, str]], metric: str, floor: str) -> None:
     """Mean over seeds with the range, log axes; floor and teacher as bands."""
     groups = grouped(rows, metric)
+    shades = color_sequences["tab20"]
+    axes.set_prop_cycle(color=[*shades[::2], *shades[1::2]])
     bands = {
         "data against data": ("0.6", [float(row[floor]) for row in rows if row[floor]]),
         f"teacher, {_MANY} DDIM steps": ("0.3", groups.get("DDIM", {}).get(_MANY)),

@@ -117,6 +117,8 @@ def main(config: Config) -> Path:
             numbers = f"{result['frechet']:10.1f}{early['frechet']:10.3f}"
             print(f"{cell.name:32}{numbers}", flush=True)
     rows = [row for row in read_rows(table, COLUMNS) if _belongs(row, images, config)]
+    methods = list(dict.fromkeys(cell.method for cell in cells()))
+    rows.sort(key=lambda row: methods.index(row["method"]))
     plot(rows, table.with_suffix(".png"))
     picture = table.with_name(f"{table.stem}_samples.png")
     sheet(images, teacher, rows, work, config.seed, picture)
