@@ -128,15 +128,17 @@ def main(config: Config) -> Path:
 
 
 def _about(cell: Cell, images: ImageSet, config: Config) -> dict[str, Any]:
-    """What a row says of its cell."""
+    """What a row says of its cell; a teacher of the package has its own history."""
     preset, student = images.preset, cell.student is not None
+    iterations = preset.iterations if student else preset.teacher_iterations
+    known = student or preset.teacher != "embedded"
     return {
         "data": images.images.name,
         "method": cell.method,
         "evaluations": cell.evaluations,
         "samples": config.samples,
-        "iterations": preset.iterations if student else preset.teacher_iterations,
-        "batch_size": preset.batch_size,
+        "iterations": iterations if known else "",
+        "batch_size": preset.batch_size if known else "",
         "training_seed": config.seed,
         "plan": images.plan(student=student),
     }
