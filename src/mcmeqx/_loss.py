@@ -174,7 +174,7 @@ def _apart(model: Model) -> Model:
     are then written out on a CPU: 2% of a step.
     """
     vectors, rest = eqx.partition(model, lambda a: eqx.is_array(a) and a.ndim == 1)
-    vectors = jax.lax.optimization_barrier(jax.lax.stop_gradient(vectors))
+    vectors = jax.lax.optimization_barrier(vectors)
     return eqx.combine(vectors, rest)
 
 
