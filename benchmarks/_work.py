@@ -15,7 +15,7 @@ import numpy as np
 import optax
 
 import mcmeqx as mc
-from mcmeqx._generate import sample_rows
+from mcmeqx._generate import padded, sample_rows
 
 TRAINING = ("teacher", "cd", "ct")
 SEGMENTS = mc.Segments(8)
@@ -110,13 +110,13 @@ def _sampling(
     ts = np.asarray(mc.uniform_grid(steps), np.float32)
     given, fixed = eqx.partition((model, noise, labels, keys), _is_array)
 
-    def function(given: Any, ts: Any) -> jax.Array:
+    def function(given: Any, ts: Any, steps: Any) -> jax.Array:
         model, noise, labels, keys = eqx.combine(given, fixed)
-        return sample_rows(model, mc.DDIM(), ts, noise, labels, None, keys)
+        return sample_rows(model, mc.DDIM(), ts, noise, labels, None, keys, steps)
 
-    flops = mc.count_flops(function, given, jnp.asarray(ts))
-    ts = mc.DDIM().padded(ts)
+    flops = mc.count_flops(function, given, jnp.asarray(ts), None)
+    times = padded(ts)
     begun = time.perf_counter()
-    program = jax.jit(function).lower(given, ts).compile()
+    program = jax.jit(function).lower(given, *times).compile()
     seconds = time.perf_counter() - begun
-    return Job(program, lambda: program(given, ts), flops, seconds)
+    return Job(program, lambda: program(given, *times), flops, seconds)

@@ -113,6 +113,9 @@ class Resident:
             text=True,
             env=os.environ | setting,
         )
+
+    def meet(self) -> None:
+        """Wait until it is ready, and for what it says of itself."""
         about = self._answer()
         self.parameters, self.version = about["parameters"], about["version"]
         self.device, self.jobs = about["device"], about["jobs"]
@@ -137,8 +140,8 @@ class Resident:
 
 
 def residents(config: Config) -> list[Resident]:
-    """Those that are installed, started."""
-    found = []
+    """Those that are installed, started: each gets ready while others do."""
+    found: list[Resident] = []
     for name in config.contestants:
         missing = [n for n in NEEDS[name] if importlib.util.find_spec(n) is None]
         if missing:
@@ -193,6 +196,8 @@ def main(config: Config) -> None:
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: config.cores])
     contestants = residents(config)
     try:
+        for c in contestants:
+            c.meet()
         ours = next(c for c in contestants if c.name == "mcmeqx").parameters
         for c in contestants:
             print(f"{c.name}: {c.parameters:,} parameters, {c.version}", flush=True)

@@ -1,4 +1,5 @@
 import itertools
+from functools import partial
 
 import diffrax
 import equinox as eqx
@@ -444,6 +445,19 @@ def test_a_sample_is_one_scan_with_one_evaluation_a_step():
     assert (len(traces), len(calls)) == (1, 16)
 
 
+@pytest.mark.parametrize("sampler", [DDIM(), DPMSolver()], ids=repr)
+def test_a_sample_has_a_derivative_backward(sampler):
+    schedule, z = Cosine(), normal(3)
+    denoise = gaussian_denoiser(schedule, 0.3)
+
+    @jax.jit
+    def total(z):
+        return sample(denoise, sampler, schedule, z, uniform_grid(4), key=KEY).sum()
+
+    # On Gaussian data a sample is linear in its noise.
+    np.testing.assert_allclose(jax.grad(total)(z) @ z, total(z), rtol=1e-9)
+
+
 def test_ddpm_draws_fresh_noise_at_each_step():
     schedule, z = Cosine(), jnp.zeros(2000)
     path = [
@@ -482,7 +496,8 @@ def test_generated_rows_depend_on_neither_the_batch_size_nor_the_number_of_rows(
         np.testing.assert_allclose(out, whole[:n], atol=1e-6)
 
 
-def test_one_executable_serves_every_number_of_steps():
+@samplers
+def test_one_executable_serves_every_number_of_steps(sampler):
     traces = []
 
     class Shrinking(eqx.Module):
@@ -494,20 +509,31 @@ def test_one_executable_serves_every_number_of_steps():
 
     model, key = Shrinking(Cosine()), jax.random.key(0)
     noise = np.random.default_rng(0).normal(size=(3, 5)).astype("f4")
-    for steps in (1, 2, 3, 8, 64):
-        ts = uniform_grid(steps)
-        found = generate(model, DDIM(), ts, noise, key=key)
-        if steps == 1:
-            own = len(traces)
-        assert len(traces) == own
-        z = noise.astype("f8")
-        for t, s in itertools.pairwise(ts):
-            (alpha, sigma), (alpha_s, sigma_s) = (
-                alpha_sigma(Cosine(), u) for u in (t, s)
-            )
-            x = 0.5 * z * t
-            z = alpha_s * x + sigma_s / sigma * (z - alpha * x)
-        np.testing.assert_allclose(found, z, atol=2e-5)
+    grids = [uniform_grid(steps) for steps in (1, 2, 3, 8, 64)]
+    found = [generate(model, sampler, grids[0], noise, key=key)]
+    of_one = len(traces)
+    found += [generate(model, sampler, ts, noise, key=key) for ts in grids[1:]]
+    assert len(traces) == of_one
+
+    def alone(ts, z, key):
+        return sample(model, sampler, Cosine(), z, ts, key=key)
+
+    keys = jax.random.split(key, 3)
+    for ts, own in zip(grids, found, strict=True):
+        rows = jax.vmap(partial(alone, ts))(noise, keys)
+        np.testing.assert_allclose(own, rows, atol=2e-5)
+
+
+def test_generated_rows_are_the_steps_of_their_grid():
+    schedule, ts = Cosine(), uniform_grid(8)
+    model, noise = gaussian_teacher(schedule, 0.5), np.asarray(normal(3, 5), np.float32)
+    found = generate(model, DDIM(), ts, noise, key=jax.random.key(0))
+    z = noise.astype("f8")
+    for t, s in itertools.pairwise(ts):
+        (alpha, sigma), (alpha_s, sigma_s) = (alpha_sigma(schedule, u) for u in (t, s))
+        x = gaussian_denoiser(schedule, 0.5)(z, t)
+        z = alpha_s * x + sigma_s / sigma * (z - alpha * x)
+    np.testing.assert_allclose(found, z, atol=2e-5)
 
 
 def test_generated_rows_follow_their_labels():

@@ -12,18 +12,24 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jaxprs import equations
 
 from mcmeqx import (
+    ADDIM,
+    DDIM,
     Cosine,
     Denoiser,
     DistillationTeacher,
+    DPMSolver,
     Example,
     Learner,
     MultistepConsistencyLoss,
     Segments,
     make_mesh,
     place,
+    uniform_grid,
 )
+from mcmeqx._generate import padded, sample_rows
 from mcmeqx._sharding import split_batch
 from mcmeqx.nets import MLPConfig, Stage, UNetConfig, UViTConfig
 
@@ -102,3 +108,21 @@ def test_no_product_of_a_bfloat16_step_takes_float32(name):
     wide = [o for o in operands if "f32" in o and "12x12xf32" not in o]
     assert [o for o in wide if "tensor<12x4xf32>, tensor<4x12xf32>" not in o] == []
     assert sum("bf16" in o for o in operands) > 100
+
+
+@pytest.mark.parametrize("sampler", [DDIM(), ADDIM(), DPMSolver()], ids=repr)
+def test_sampling_asks_the_host_for_nothing_but_the_end_of_its_loop(sampler):
+    """A branch makes the host of a GPU wait, at each of the steps it may skip too."""
+    key = jax.random.key(0)
+    config = MLPConfig(2, width=8, depth=1, embedding=8)
+    model = Denoiser(config.build(key=key), Cosine())
+    ts, steps = padded(uniform_grid(3))
+
+    def sampled(ts, steps, noise, keys):
+        return sample_rows(model, sampler, ts, noise, None, None, keys, steps)
+
+    rows = np.zeros((4, 2), "f4"), jax.random.split(key, 4)
+    program = jax.make_jaxpr(sampled)(ts, steps, *rows)
+    names = [str(e.primitive) for e in equations(program.jaxpr)]
+    assert names.count("while") == 1
+    assert "cond" not in names

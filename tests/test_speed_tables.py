@@ -171,6 +171,7 @@ def test_networks_of_another_size_void_a_comparison(monkeypatch, tmp_path):
     def resident(name, config):
         found = Answering(name, ("cd",), [1.0] * 99)
         found.parameters = 100 if name == "mcmeqx" else 102
+        found.meet = lambda: None  # type: ignore[attr-defined]
         found.end = lambda: ended.append(name)  # type: ignore[attr-defined]
         return found
 

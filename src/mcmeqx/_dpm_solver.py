@@ -9,15 +9,16 @@ The first step, which has nothing before it, and the last, whose h is many times
 before it, are plain DDIM: the authors' `lower_order_final`.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Key
 
 from mcmeqx._sampler import AbstractSampler
 from mcmeqx._schedule import AbstractNoiseSchedule
 from mcmeqx._step import ddim
-from mcmeqx._types import DenoiseFn, Sample, Scalar
+from mcmeqx._types import DenoiseFn, Sample, Scalar, ScalarLike
 
 
 class DPMSolver(AbstractSampler):
@@ -31,23 +32,19 @@ class DPMSolver(AbstractSampler):
         ts: Float[Array, " times"],
         *,
         key: Key[Array, ""],
+        steps: ScalarLike | None = None,
     ) -> Sample:
-        """`z` at `ts[-1]`: one `lax.scan`."""
+        """`z` at `ts[-1]`, or at `ts[steps]`."""
+        last = (len(ts) - 1 if steps is None else steps) - 1
 
-        def body(
-            carry: tuple[Sample, Sample, Scalar], inputs: tuple[Scalar, Scalar, Scalar]
-        ):
+        def body(i: Any, carry: tuple[Sample, Sample, Scalar]):
             z, x_before, h_before = carry
-            t, s, half = inputs
+            t, s = ts[i], ts[i + 1]
             x = denoise(z, t)
             h = 0.5 * (schedule.logsnr(s) - schedule.logsnr(t))
+            half = jnp.where(i < last, 0.5, 0.0).astype(ts.dtype)
             middle = x + (half * h / h_before) * (x - x_before)
-            return (ddim(schedule, z, middle, t, s), x, h), None
+            return ddim(schedule, z, middle, t, s), x, h
 
-        halves = jnp.full(ts[1:].shape, 0.5, ts.dtype).at[-1].set(0.0)
         start = (z, jnp.zeros_like(z), jnp.asarray(jnp.inf, ts.dtype))
-        return jax.lax.scan(body, start, (ts[:-1], ts[1:], halves))[0][0]
-
-    def padded(self, ts: Float[np.ndarray, " times"]) -> Float[np.ndarray, " padded"]:
-        """`ts` itself: each step knows the one before."""
-        return ts
+        return jax.lax.fori_loop(0, last + 1, body, start)[0]

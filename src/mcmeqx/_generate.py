@@ -10,28 +10,42 @@ from jaxtyping import Array, Float, Int, Key
 
 from mcmeqx._batched import batched
 from mcmeqx._denoiser import Model
-from mcmeqx._sampler import AbstractSampler, sample
+from mcmeqx._sampler import AbstractSampler
 from mcmeqx._step import MeasuredVariance
 from mcmeqx._types import Example
 
+_PADDED = 64
 
-def sample_rows(model, sampler, ts, noise, labels, guidance, keys):
+
+def padded(ts: np.ndarray) -> tuple[np.ndarray, Int[Array, ""]]:
+    """`ts` at a length that many grids share, and the number of its own steps.
+
+    That length is of 64 steps, or 256, 1024 and so on.
+    """
+    steps, length = len(ts) - 1, _PADDED
+    while length < steps:
+        length *= 4
+    return np.pad(ts, (0, length - steps), mode="edge"), jnp.int32(steps)
+
+
+def sample_rows(model, sampler, ts, noise, labels, guidance, keys, steps=None):
     """A sample for each row of `noise`, `labels` and `keys`; to be jitted."""
+    ts = jnp.asarray(ts, noise.dtype)
 
     def one(z, label, key):
         def denoise(z, t):
             return model(z, t, label, guidance=guidance)
 
-        return sample(denoise, sampler, model.schedule, z, ts, key=key)
+        return sampler.run(denoise, model.schedule, z, ts, key=key, steps=steps)
 
     return jax.vmap(one)(noise, labels, keys)
 
 
 @eqx.filter_jit
 def _sample_batch(constants, rows):
-    model, sampler, ts, guidance = constants
+    model, sampler, (ts, steps), guidance = constants
     noise, labels, keys = rows
-    return sample_rows(model, sampler, ts, noise, labels, guidance, keys)
+    return sample_rows(model, sampler, ts, noise, labels, guidance, keys, steps)
 
 
 def generate(
@@ -52,9 +66,8 @@ def generate(
     given the same rows can be compared picture by picture and the batch size changes
     nothing but speed. Batches are split over all devices of this process, `batch_size`
     being rounded up to a multiple of their number. One executable serves every batch
-    and, by a sampler whose steps know nothing of each other, every number of steps up
-    to 64. `guidance` is the scale for a student that takes one, traced too. `describe`
-    names a progress bar.
+    and every number of steps up to 64. `guidance` is the scale for a student that takes
+    one, traced too. `describe` names a progress bar.
 
     Raises ValueError if `noise` is empty, `labels` differ in number, `batch_size` is
     not positive or `guidance` negative.
@@ -73,7 +86,7 @@ def generate(
     ts = np.asarray(ts, np.float32 if noise.dtype == np.float32 else np.float64)
     return batched(
         _sample_batch,
-        (model, sampler, sampler.padded(ts), scale),
+        (model, sampler, padded(ts), scale),
         (noise, labels, jax.random.split(key, n)),
         batch_size=min(batch_size, n),
         describe=describe,

@@ -1,10 +1,11 @@
-"""Samplers: objects that take z along a grid of times, one `lax.scan` each.
+"""Samplers: objects that take z along a grid of times, in one loop each.
 
 The arithmetic of their steps stands in `_step`; a sampler says where it calls the
 denoiser and what it makes of the answers.
 """
 
 from abc import abstractmethod
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -21,9 +22,7 @@ from mcmeqx._step import (
     ddim,
     ddpm,
 )
-from mcmeqx._types import DenoiseFn, Sample, Scalar, ScalarLike
-
-_PADDED = 64
+from mcmeqx._types import DenoiseFn, Sample, ScalarLike
 
 
 class AbstractSampler(eqx.Module):
@@ -38,14 +37,12 @@ class AbstractSampler(eqx.Module):
         ts: Float[Array, " times"],
         *,
         key: Key[Array, ""],
+        steps: ScalarLike | None = None,
     ) -> Sample:
-        """`z` at `ts[-1]`, from `z` at `ts[0]`, in its shape and dtype."""
+        """`z` at `ts[-1]`, from `z` at `ts[0]`, in its shape and dtype.
 
-    @abstractmethod
-    def padded(self, ts: Float[np.ndarray, " times"]) -> Float[np.ndarray, " padded"]:
-        """Times that lead `run` to the same end, of a length that many grids share.
-
-        One executable then serves them all.
+        With `steps`, which may be traced, at `ts[steps]`: later times are not looked
+        at, and one executable serves grids of any length up to that of `ts`.
         """
 
 
@@ -73,27 +70,18 @@ class AbstractStepSampler(AbstractSampler):
         ts: Float[Array, " times"],
         *,
         key: Key[Array, ""],
+        steps: ScalarLike | None = None,
     ) -> Sample:
-        """`step` from each time to the next, none between equals: one `lax.scan`."""
+        """`step` from each time to the next.
 
-        def body(z: Sample, inputs: tuple[Scalar, Scalar, Key[Array, ""]]):
-            t, s, step_key = inputs
+        Where `steps` is traced, there is no derivative backward.
+        """
 
-            def step(z: Sample) -> Sample:
-                return self.step(denoise, schedule, z, t, s, key=step_key)
+        def body(i: Any, z: Sample) -> Sample:
+            step_key = jax.random.fold_in(key, i)
+            return self.step(denoise, schedule, z, ts[i], ts[i + 1], key=step_key)
 
-            return jax.lax.cond(t == s, lambda z: z, step, z), None
-
-        indices = jnp.arange(ts.shape[0] - 1, dtype=jnp.uint32)
-        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(indices)
-        return jax.lax.scan(body, z, (ts[:-1], ts[1:], keys))[0]
-
-    def padded(self, ts: Float[np.ndarray, " times"]) -> Float[np.ndarray, " padded"]:
-        """Up to 64 steps, or 256, 1024 and so on: the last time again and again."""
-        steps, length = len(ts) - 1, _PADDED
-        while length < steps:
-            length *= 4
-        return np.pad(ts, (0, length - steps), mode="edge")
+        return jax.lax.fori_loop(0, len(ts) - 1 if steps is None else steps, body, z)
 
 
 class DDIM(AbstractStepSampler):
@@ -213,7 +201,7 @@ def sample(
     *,
     key: Key[Array, ""],
 ) -> Sample:
-    """The sample at `ts[-1]` that `z` at `ts[0]` leads to; one `lax.scan`.
+    """The sample at `ts[-1]` that `z` at `ts[0]` leads to.
 
     `ts` falls from its first entry to its last, for instance `uniform_grid(8)`; along
     `ProbabilityFlow` it may also rise, which encodes data as noise. One example;
