@@ -6,11 +6,11 @@
 already, with a constant number of teacher steps, waited for at the end of a round.
 `run` is as many by `mcmeqx.fit` as the recipes call it: batches from images on the
 host, annealed teacher steps, progress bar, speed and metrics as JSON lines; `saved`
-writes a checkpoint halfway too. Rounds take turns; each is a row of `<out>`. The first
-step of a round, in which a run's loader starts, has a column of its own.
+writes a checkpoint halfway too. Rounds take turns; each becomes a row of `<out>` (run,
+device, kind, round). The first step of a round, in which a run's loader starts, has a
+column of its own.
 """
 
-import csv
 import statistics
 import sys
 import tempfile
@@ -22,6 +22,8 @@ from typing import Any
 import jax
 import optax
 import tyro
+from _device import named
+from _tables import appended
 
 import mcmeqx as mc
 from mcmeqx._sharding import split_batch
@@ -29,7 +31,15 @@ from mcmeqx._sharding import split_batch
 sys.path.insert(0, str(Path(__file__).parents[1] / "recipes"))
 from _machine import Hosts, Mesh, start
 
-COLUMNS = ("kind", "round", "first_step_seconds", "steps", "seconds")
+COLUMNS: tuple[str, ...] = (
+    "run",
+    "device",
+    "kind",
+    "round",
+    "first_step_seconds",
+    "steps",
+    "seconds",
+)
 BATCH = 16
 
 
@@ -42,7 +52,7 @@ class Config:
     steps: int = 60
     """Steps of a round after its first."""
     out: Path = Path("benchmarks/overhead.csv")
-    """The table, written anew."""
+    """The table, to which rows are added."""
 
 
 class Trainee:
@@ -124,8 +134,12 @@ def main(config: Config) -> dict[str, float]:
     alone = Trainee(lambda step: 1280.0, mesh)
     run = Trainee(mc.annealed_steps(64.0, 1280.0, 1000), mesh)
     batch = split_batch(images.take(range(BATCH)), mesh)
-    rows, taken = [], {}
-    with tempfile.TemporaryDirectory() as name:
+    taken: dict[str, list[float]] = {}
+    began, device = time.strftime("%Y-%m-%dT%H:%M"), named(jax.devices()[0].device_kind)
+    with (
+        appended(config.out, COLUMNS) as table,
+        tempfile.TemporaryDirectory() as name,
+    ):
         folder = Path(name)
         kinds = {
             "steps": lambda: alone.bare(batch, config.steps),
@@ -136,10 +150,10 @@ def main(config: Config) -> dict[str, float]:
             for kind, call in kinds.items():
                 first, rest = call()
                 if i:
-                    rows.append((kind, i, f"{first:.3f}", config.steps, f"{rest:.3f}"))
+                    spent = f"{first:.3f}", config.steps, f"{rest:.3f}"
+                    row = (began, device, kind, i, *spent)
+                    table.writerow(dict(zip(COLUMNS, row, strict=True)))
                     taken.setdefault(kind, []).append(rest)
-    with config.out.open("w", newline="") as file:
-        csv.writer(file).writerows([COLUMNS, *rows])
     medians = {kind: statistics.median(found) for kind, found in taken.items()}
     shares = {k: medians[k] / medians["steps"] - 1.0 for k in ("run", "saved")}
     for kind, share in shares.items():

@@ -29,6 +29,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import tyro
+from _device import named
 from _tables import appended
 from _work import TRAINING, Job, build, config_of
 
@@ -145,7 +146,7 @@ def row(
     """One row of the table."""
     job = build(network, name, batch_size, precision, real=not config.compile_only)
     columns: dict[str, Any] = {
-        "device": jax.devices()[0].device_kind,
+        "device": named(jax.devices()[0].device_kind),
         "cores": os.cpu_count(),
         "jax": jax.__version__,
         "network": network,

@@ -15,6 +15,7 @@ from mcmeqx.nets import Stage, UViTConfig
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
+import _device
 import _work
 import overhead
 import throughput
@@ -28,6 +29,20 @@ TINY = UViTConfig(8, (Stage("resnet", 4, 1),), classes=3, embedding=8, head_widt
 @pytest.fixture
 def tiny(monkeypatch):
     monkeypatch.setitem(_work._OWN, "tiny", TINY)
+
+
+def test_a_processor_is_named_by_its_model_and_any_other_device_by_its_kind(
+    tmp_path, monkeypatch
+):
+    info = tmp_path / "cpuinfo"
+    info.write_text("processor\t: 0\nmodel name\t: Some CPU: 2 GHz\nflags\t: fpu\n")
+    monkeypatch.setattr(_device, "_CPU_INFO", info)
+    assert _device.named("cpu") == "Some CPU: 2 GHz"
+    assert _device.named("NVIDIA H100 80GB HBM3") == "NVIDIA H100 80GB HBM3"
+    info.write_text("processor\t: 0\n")
+    assert _device.named("cpu") == "cpu"
+    monkeypatch.setattr(_device, "_CPU_INFO", tmp_path / "none")
+    assert _device.named("cpu") == "cpu"
 
 
 @pytest.mark.slow
@@ -212,8 +227,11 @@ def test_a_run_is_timed_beside_its_steps(tmp_path, monkeypatch):
     )
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "xla"))
     config = overhead.Config(rounds=1, steps=4, out=tmp_path / "o.csv")
+    with appended(config.out, overhead.COLUMNS) as table:
+        table.writerow({"kind": "former"})
     shares = overhead.main(config)
-    rows = read_rows(config.out, overhead.COLUMNS)
+    former, *rows = read_rows(config.out, overhead.COLUMNS)
+    assert former["kind"] == "former"
     assert [r["kind"] for r in rows] == ["steps", "run", "saved"]
     seconds = {r["kind"]: float(r["seconds"]) for r in rows}
     share = seconds["saved"] / seconds["steps"] - 1.0
