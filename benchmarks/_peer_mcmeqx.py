@@ -1,7 +1,6 @@
 """This library as a contestant: its learner's step and its sampler."""
 
 import jax
-from _device import named
 from _work import build
 from _worker import BATCH_SIZE, STEPS, Contestant, serve
 
@@ -20,7 +19,7 @@ def contestant() -> Contestant:
 
     jobs = {name: lambda name=name: run(name) for name in names}
     parameters = mc.nets.count_parameters(mc.nets.unet32)
-    device = named(jax.devices()[0].device_kind)
+    device = jax.devices()[0].device_kind
     return Contestant(parameters, f"jax {jax.__version__}", device, jobs)
 
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import diffusers
 import torch
-from _device import named
 from _worker import (
     BATCH_SIZE,
     EMA_DECAY,
@@ -128,7 +127,7 @@ def contestant() -> Contestant:
     jobs |= {f"sample{n}": lambda n=n: waited(sample, n) for n in STEPS}
     count = sum(p.numel() for p in model.parameters())
     version = f"torch {torch.__version__}, diffusers {diffusers.__version__}"
-    device = torch.cuda.get_device_name() if GPU else named("cpu")
+    device = torch.cuda.get_device_name() if GPU else "cpu"
     return Contestant(count, version, device, jobs)
 
 

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from _device import named
 from _worker import (
     BATCH_SIZE,
     EMA_DECAY,
@@ -102,5 +101,4 @@ def contestant(apply: Apply, params: Any, version: str, layout: str) -> Contesta
             sample(params, x, n)
         )
     count = sum(a.size for a in jax.tree.leaves(params))
-    device = named(jax.devices()[0].device_kind)
-    return Contestant(count, version, device, jobs)
+    return Contestant(count, version, jax.devices()[0].device_kind, jobs)

@@ -35,6 +35,7 @@ from pathlib import Path
 from typing import Any
 
 import tyro
+from _device import named
 from _tables import appended, read_rows
 
 NEEDS = {
@@ -118,7 +119,7 @@ class Resident:
         """Wait until it is ready, and for what it says of itself."""
         about = self._answer()
         self.parameters, self.version = about["parameters"], about["version"]
-        self.device, self.jobs = about["device"], about["jobs"]
+        self.device, self.jobs = named(about["device"]), about["jobs"]
 
     def ask(self, job: str) -> dict[str, float]:
         """Seconds that the job took now."""

@@ -524,8 +524,9 @@ def test_one_executable_serves_every_number_of_steps(sampler):
         np.testing.assert_allclose(own, rows, atol=2e-5)
 
 
-def test_generated_rows_are_the_steps_of_their_grid():
-    schedule, ts = Cosine(), uniform_grid(8)
+@pytest.mark.parametrize("steps", [1, 2, 3, 8, 64])
+def test_generated_rows_are_the_steps_of_their_grid(steps):
+    schedule, ts = Cosine(), uniform_grid(steps)
     model, noise = gaussian_teacher(schedule, 0.5), np.asarray(normal(3, 5), np.float32)
     found = generate(model, DDIM(), ts, noise, key=jax.random.key(0))
     z = noise.astype("f8")

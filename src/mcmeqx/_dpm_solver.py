@@ -35,16 +35,16 @@ class DPMSolver(AbstractSampler):
         steps: ScalarLike | None = None,
     ) -> Sample:
         """`z` at `ts[-1]`, or at `ts[steps]`."""
-        last = (len(ts) - 1 if steps is None else steps) - 1
+        steps = len(ts) - 1 if steps is None else steps
 
         def body(i: Any, carry: tuple[Sample, Sample, Scalar]):
             z, x_before, h_before = carry
             t, s = ts[i], ts[i + 1]
             x = denoise(z, t)
             h = 0.5 * (schedule.logsnr(s) - schedule.logsnr(t))
-            half = jnp.where(i < last, 0.5, 0.0).astype(ts.dtype)
+            half = jnp.where(i + 1 < steps, 0.5, 0.0).astype(ts.dtype)
             middle = x + (half * h / h_before) * (x - x_before)
             return ddim(schedule, z, middle, t, s), x, h
 
         start = (z, jnp.zeros_like(z), jnp.asarray(jnp.inf, ts.dtype))
-        return jax.lax.fori_loop(0, last + 1, body, start)[0]
+        return jax.lax.fori_loop(0, steps, body, start)[0]
