@@ -68,10 +68,11 @@ GREY32 = Preset(
 EMOJI = replace(
     DEMO,
     name="emoji64",
-    iterations=3000,
+    batch_size=32,
+    iterations=4000,
     learning_rate=5e-4,
     ema_decay=0.999,
-    anneal=(16.0, 32.0, 2250),
+    anneal=(16.0, 32.0, 3000),
 )
 
 

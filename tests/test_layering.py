@@ -23,7 +23,7 @@ LAYERS = (
     {"_likelihood", "_segment", "_generate", "_teacher", "_export"},
     {"_export_sampler"},
     {"_loss"},
-    {"_cluster", "_flops", "_sharding", "_signals", "_structure"},
+    {"_cluster", "_donating", "_flops", "_sharding", "_signals", "_structure"},
     {"_train"},
     {"_fit"},
     {"_checkpoint", "_callbacks"},

@@ -83,6 +83,42 @@ def test_a_step_moves_nothing_between_host_and_devices_and_takes_its_buffers(sta
         learner.step(state, host)
 
 
+@jax.tree_util.register_pytree_node_class
+class Counted:
+    """A part of the optimiser's state that counts how often it is taken apart."""
+
+    times = 0
+
+    def __init__(self, value):
+        self.value = value
+
+    def tree_flatten(self):
+        Counted.times += 1
+        return (self.value,), None
+
+    @classmethod
+    def tree_unflatten(cls, _, values):
+        return cls(*values)
+
+
+def test_the_host_takes_a_state_apart_once_a_step():
+    """Leaf by leaf in Python, it takes longer than a GPU takes for a small network."""
+    model = Denoiser(
+        MLPConfig(2, width=8, depth=1, embedding=8).build(key=jax.random.key(0)),
+        Cosine(),
+    )
+    counting = optax.GradientTransformation(
+        lambda _: Counted(jnp.zeros(())), lambda updates, state, _: (updates, state)
+    )
+    loss = MultistepConsistencyLoss(DistillationTeacher(model), Segments(2))
+    learner = Learner(loss, optax.chain(optax.sgd(1e-3), counting))
+    state, batch = learner.init(model, key=jax.random.key(0)), Example(np.ones((4, 2)))
+    for _ in range(3):
+        before = Counted.times
+        state, _ = learner.step(state, batch)
+    assert Counted.times - before == 1
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
 def test_no_product_of_a_bfloat16_step_takes_float32(name):

@@ -15,6 +15,7 @@ import optax
 from jaxtyping import Array, Bool, Int, Key, PyTree
 
 from mcmeqx._denoiser import Denoiser
+from mcmeqx._donating import donating
 from mcmeqx._flops import count_flops
 from mcmeqx._loss import AbstractLoss, Ratio
 from mcmeqx._sharding import keep_placed
@@ -201,7 +202,7 @@ def _update(inputs: tuple[Learner, Example], state: TrainState):
     )
 
 
-_step = eqx.filter_jit(_update, donate="all-except-first")
+_step = donating(_update)
 
 
 def _choose(first: Bool[Array, ""], yes: Any, no: Any) -> Any:

@@ -57,10 +57,15 @@ class AbstractSource(abc.ABC):
 
 def example(pixels: np.ndarray, label: np.ndarray, headroom: float = 0.0) -> Example:
     """Bytes (..., height, width, channel), scaled and channel first."""
-    x = np.moveaxis(pixels, -1, -3).astype(np.float32, order="C")
-    x /= 127.5
-    x -= 1.0
+    first = np.moveaxis(pixels, -1, -3)
     if headroom:
-        np.putmask(x, x == -1.0, -1.0 - headroom)
-        np.putmask(x, x == 1.0, 1.0 + headroom)
+        # By a table: half the time of looking for -1 and 1 afterwards.
+        table = np.arange(256, dtype=np.float32) / 127.5 - 1.0
+        table[[0, 255]] = -1.0 - headroom, 1.0 + headroom
+        x = np.empty(first.shape, np.float32)
+        np.take(table, first, out=x, mode="clip")
+    else:
+        x = first.astype(np.float32, order="C")
+        x /= 127.5
+        x -= 1.0
     return Example(cast(Any, x), cast(Any, label))

@@ -1,0 +1,65 @@
+"""A jitted step on trees of modules that costs the host little.
+
+`eqx.filter_jit` goes through the leaves of its trees in Python several times a call:
+4.7 ms for a state of the demo's network and its teacher, on which an H100 trains in
+5.7 ms a step. Here every tree is taken apart once: 1.4 ms.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+_ARRAY = object()
+
+
+class _Form(NamedTuple):
+    """What a tree is but for its arrays; equal forms share a program."""
+
+    structure: jax.tree_util.PyTreeDef
+    leaves: tuple[Any, ...]
+    """In order, `_ARRAY` where there is an array."""
+
+
+def _apart(tree: Any) -> tuple[list[Any], _Form]:
+    """The arrays of the tree, and its form."""
+    leaves, structure = jax.tree.flatten(tree)
+    kinds = [isinstance(leaf, jax.Array | np.ndarray) for leaf in leaves]
+    both = list(zip(leaves, kinds, strict=True))
+    fixed = tuple(_ARRAY if is_array else leaf for leaf, is_array in both)
+    return [leaf for leaf, is_array in both if is_array], _Form(structure, fixed)
+
+
+def _together(arrays: list[Any], form: _Form) -> Any:
+    """The tree of this form with these arrays."""
+    rest = iter(arrays)
+    leaves = [next(rest) if leaf is _ARRAY else leaf for leaf in form.leaves]
+    return jax.tree.unflatten(form.structure, leaves)
+
+
+def donating(
+    function: Callable[[Any, Any], tuple[Any, Any]],
+) -> Callable[[Any, Any], tuple[Any, Any]]:
+    """`function(inputs, state) -> (state, results)` jitted; takes the state's buffers.
+
+    Leaves that are no arrays are part of the program. A state keeps its form from step
+    to step, and the results hold arrays alone.
+    """
+
+    @partial(jax.jit, static_argnums=0, donate_argnums=2)
+    def run(forms: tuple[_Form, _Form], given: list[Any], arrays: list[Any]) -> Any:
+        inputs, state = map(_together, (given, arrays), forms)
+        state, results = function(inputs, state)
+        arrays, form = _apart(state)
+        assert form == forms[1]
+        return arrays, results
+
+    def step(inputs: Any, state: Any) -> tuple[Any, Any]:
+        given, given_form = _apart(inputs)
+        arrays, form = _apart(state)
+        arrays, results = run((given_form, form), given, arrays)
+        return _together(arrays, form), results
+
+    return step
