@@ -108,7 +108,9 @@ def test_the_host_takes_a_state_apart_once_a_step():
         Cosine(),
     )
     counting = optax.GradientTransformation(
-        lambda _: Counted(jnp.zeros(())), lambda updates, state, _: (updates, state)
+        # A number at first: a state may change its form.
+        lambda _: Counted(0),
+        lambda updates, state, _: (updates, Counted(jnp.asarray(state.value) + 1)),
     )
     loss = MultistepConsistencyLoss(DistillationTeacher(model), Segments(2))
     learner = Learner(loss, optax.chain(optax.sgd(1e-3), counting))
@@ -117,6 +119,7 @@ def test_the_host_takes_a_state_apart_once_a_step():
         before = Counted.times
         state, _ = learner.step(state, batch)
     assert Counted.times - before == 1
+    assert state.opt_state[1].value == 3
 
 
 @pytest.mark.slow

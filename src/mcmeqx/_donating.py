@@ -18,7 +18,8 @@ _ARRAY = object()
 class _Form(NamedTuple):
     """What a tree is but for its arrays; equal forms share a program."""
 
-    structure: jax.tree_util.PyTreeDef
+    structure: Any
+    """A `jax.tree_util.PyTreeDef`."""
     leaves: tuple[Any, ...]
     """In order, `_ARRAY` where there is an array."""
 
@@ -44,22 +45,23 @@ def donating(
 ) -> Callable[[Any, Any], tuple[Any, Any]]:
     """`function(inputs, state) -> (state, results)` jitted; takes the state's buffers.
 
-    Leaves that are no arrays are part of the program. A state keeps its form from step
-    to step, and the results hold arrays alone.
+    Leaves that are no arrays are part of the program; the results hold arrays alone.
     """
+    made: dict[Any, _Form] = {}
+    """Forms of the states that come out, by those of what goes in."""
 
     @partial(jax.jit, static_argnums=0, donate_argnums=2)
     def run(forms: tuple[_Form, _Form], given: list[Any], arrays: list[Any]) -> Any:
         inputs, state = map(_together, (given, arrays), forms)
         state, results = function(inputs, state)
-        arrays, form = _apart(state)
-        assert form == forms[1]
+        arrays, made[forms] = _apart(state)
         return arrays, results
 
     def step(inputs: Any, state: Any) -> tuple[Any, Any]:
         given, given_form = _apart(inputs)
         arrays, form = _apart(state)
-        arrays, results = run((given_form, form), given, arrays)
-        return _together(arrays, form), results
+        forms = given_form, form
+        arrays, results = run(forms, given, arrays)
+        return _together(arrays, made[forms]), results
 
     return step
