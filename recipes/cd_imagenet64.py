@@ -8,8 +8,8 @@ the package's diffusion teacher into a student of --steps network evaluations (H
 al. 2024, Alg. 1), and writes a picture and a table that compare the two.
 
 Two CPU cores take eight minutes. Frechet distances on 24 features of
-EfficientNet-Lite0 to OpenMoji, 96 samples, one seed: the teacher's 256 DDIM steps 143,
-its 8 steps 176 (DDIM) and 252 (aDDIM), the student's 152; data against data 7
+EfficientNet-Lite0 to OpenMoji, 96 samples, one seed: the teacher's 256 DDIM steps 136,
+its 8 steps 176 (DDIM) and 177 (aDDIM), the student's 144; data against data 7
 (benchmarks/README.md).
 """
 
