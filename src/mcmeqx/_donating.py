@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+_ARRAY_TYPES = jax.Array, np.ndarray, np.generic
 _ARRAY = object()
 
 
@@ -27,7 +28,7 @@ class _Form(NamedTuple):
 def _apart(tree: Any) -> tuple[list[Any], _Form]:
     """The arrays of the tree, and its form."""
     leaves, structure = jax.tree.flatten(tree)
-    kinds = [isinstance(leaf, jax.Array | np.ndarray) for leaf in leaves]
+    kinds = [isinstance(leaf, _ARRAY_TYPES) for leaf in leaves]
     both = list(zip(leaves, kinds, strict=True))
     fixed = tuple(_ARRAY if is_array else leaf for leaf, is_array in both)
     return [leaf for leaf, is_array in both if is_array], _Form(structure, fixed)
