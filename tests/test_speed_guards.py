@@ -4,6 +4,7 @@ Elsewhere: one compilation a run in test_train and, for samplers, in test_sample
 count of operations against XLA's in test_flops.
 """
 
+import dataclasses
 import re
 
 import equinox as eqx
@@ -103,18 +104,16 @@ class Counted:
 
 def test_the_host_takes_a_state_apart_once_a_step():
     """Leaf by leaf in Python, it takes longer than a GPU takes for a small network."""
-    model = Denoiser(
-        MLPConfig(2, width=8, depth=1, embedding=8).build(key=jax.random.key(0)),
-        Cosine(),
-    )
     counting = optax.GradientTransformation(
         # A number at first: a state may change its form.
         lambda _: Counted(0),
         lambda updates, state, _: (updates, Counted(jnp.asarray(state.value) + 1)),
     )
-    loss = MultistepConsistencyLoss(DistillationTeacher(model), Segments(2))
-    learner = Learner(loss, optax.chain(optax.sgd(1e-3), counting))
-    state, batch = learner.init(model, key=jax.random.key(0)), Example(np.ones((4, 2)))
+    config, key = MLPConfig(2, width=8, depth=1, embedding=8), jax.random.key(0)
+    learner, state = learner_and_state(config, "float32", key)
+    optimizer = optax.chain(optax.sgd(1e-3), counting)
+    learner = dataclasses.replace(learner, optimizer=optimizer)
+    state, batch = learner.init(state.model, key=key), Example(np.ones((4, 2)))
     for _ in range(3):
         before = Counted.times
         state, _ = learner.step(state, batch)

@@ -28,10 +28,9 @@ class _Form(NamedTuple):
 def _apart(tree: Any) -> tuple[list[Any], _Form]:
     """The arrays of the tree, and its form."""
     leaves, structure = jax.tree.flatten(tree)
-    kinds = [isinstance(leaf, _ARRAY_TYPES) for leaf in leaves]
-    both = list(zip(leaves, kinds, strict=True))
-    fixed = tuple(_ARRAY if is_array else leaf for leaf, is_array in both)
-    return [leaf for leaf, is_array in both if is_array], _Form(structure, fixed)
+    fixed = tuple(_ARRAY if isinstance(a, _ARRAY_TYPES) else a for a in leaves)
+    both = zip(leaves, fixed, strict=True)
+    return [leaf for leaf, kept in both if kept is _ARRAY], _Form(structure, fixed)
 
 
 def _together(arrays: list[Any], form: _Form) -> Any:
