@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 import jax
 import numpy as np
-from _stages import Preset, one_step
+from _solvers import TeacherSolver
+from _stages import Preset
 from _table_data import ImageSet
 
 import mcmeqx as mc
@@ -69,12 +70,12 @@ HEUN = {3: 2, 7: 4, 15: 8}
 """Steps of Heun by evaluations: the most that 4, 8 and 16 evaluations allow."""
 
 
-def _usual(teacher: mc.Denoiser, preset: Preset) -> mc.DistillationTeacher:
-    return one_step(teacher, preset.teacher_step)
+def _usual(teacher: mc.Denoiser, preset: Preset) -> mc.AbstractTeacher:
+    return TeacherSolver(preset.teacher_step).build(teacher)
 
 
-def _addim(teacher: mc.Denoiser, preset: Preset) -> mc.DistillationTeacher:
-    return one_step(teacher, "addim")
+def _addim(teacher: mc.Denoiser, preset: Preset) -> mc.AbstractTeacher:
+    return TeacherSolver("addim").build(teacher)
 
 
 def _data(teacher: mc.Denoiser, preset: Preset) -> mc.DataTeacher:

@@ -6,6 +6,7 @@ from pathlib import Path
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from _solvers import Kind
 
 import mcmeqx as mc
 
@@ -36,7 +37,7 @@ class Preset:
     flip: bool = False
     weighting: str = "snr_plus_one"
     headroom: float = 0.0
-    teacher_step: str = "addim"
+    teacher_step: Kind = "addim"
 
 
 # Heek et al. 2024, sec. 4 and app. A; learning rate, EMA: Hoogeboom et al. 2023.
@@ -79,14 +80,6 @@ DEMO = Preset(
 def preset_of(data_dir: Path | None) -> Preset:
     """The preset of a job on ImageNet, or, without its folder, on emoji."""
     return DEMO if data_dir is None else IMAGENET
-
-
-def one_step(
-    teacher: mc.Denoiser, kind: str, guidance: mc.Guidance | None = None
-) -> mc.DistillationTeacher:
-    """The teacher's single step: `addim`, or `ddim`, which adds no noise."""
-    share = {"addim": 0.75, "ddim": 0.0}[kind]
-    return mc.DistillationTeacher(teacher, share, guidance=guidance)
 
 
 def load(

@@ -16,77 +16,14 @@ its 8 steps 176 (DDIM) and 177 (aDDIM), the student's 144; data against data 7
 import math
 import sys
 from dataclasses import dataclass, field, replace
-from typing import Literal
 
-import diffrax
 from _options import Config as StudentConfig
-from _runs import at_least, fill
-from _stages import one_step, preset_of
+from _runs import fill
+from _solvers import TeacherSolver
+from _stages import preset_of
 from _student import run_student
 
 import mcmeqx as mc
-
-SOLVERS = {
-    "euler": diffrax.Euler,
-    "heun": diffrax.Heun,
-    "ralston": diffrax.Ralston,
-    "midpoint": diffrax.Midpoint,
-    "dopri5": diffrax.Dopri5,
-    "tsit5": diffrax.Tsit5,
-}
-
-
-@dataclass(frozen=True)
-class TeacherSolver:
-    """How the teacher steps from t to s = t - 1/T."""
-
-    kind: (
-        Literal[
-            "addim", "ddim", "euler", "heun", "ralston", "midpoint", "dopri5", "tsit5"
-        ]
-        | None
-    ) = None
-    """The paper's aDDIM; DDIM; or a Runge-Kutta method of diffrax on its flow. None is
-    ddim in the demo and addim on ImageNet."""
-    substeps: int = 1
-    """Equal steps of a Runge-Kutta method from t to s."""
-    tolerance: float | None = None
-    """Adaptive steps of a Runge-Kutta method, with this error, in place of substeps."""
-
-    def __post_init__(self) -> None:
-        """ValueError for options that the kind does not have."""
-        at_least(1, substeps=self.substeps)
-        single, kind = (None, "addim", "ddim"), self.kind or "the default"
-        if self.kind in single and self.substeps > 1:
-            raise ValueError(
-                f"substeps {self.substeps} is for Runge-Kutta methods, {kind} "
-                "takes one step: drop it, or take --teacher-solver.kind euler"
-            )
-        if self.kind in (*single, "euler") and self.tolerance is not None:
-            raise ValueError(
-                f"tolerance {self.tolerance} is for methods that estimate their error, "
-                f"{kind} does not: drop it, or take --teacher-solver.kind heun"
-            )
-        if self.tolerance is not None and self.substeps > 1:
-            raise ValueError(
-                f"substeps {self.substeps} are equal steps and tolerance "
-                f"{self.tolerance} is for adaptive ones: drop either"
-            )
-        if self.tolerance is not None and not self.tolerance > 0:
-            raise ValueError(f"tolerance is positive, got {self.tolerance}")
-
-    def build(
-        self, teacher: mc.Denoiser, guidance: mc.Guidance | None
-    ) -> mc.AbstractTeacher:
-        """The teacher object of a trained denoiser, once there is a kind."""
-        assert self.kind is not None
-        if self.kind in ("addim", "ddim"):
-            return one_step(teacher, self.kind, guidance)
-        if self.tolerance is None:
-            steps = mc.fixed_steps(self.substeps)
-        else:
-            steps = mc.adaptive_steps(self.tolerance)
-        return mc.ODETeacher(teacher, SOLVERS[self.kind](), steps, guidance)
 
 
 @dataclass(frozen=True)

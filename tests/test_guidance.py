@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import diffrax
 import equinox as eqx
@@ -28,6 +29,7 @@ from mcmeqx import (
     Example,
     Guidance,
     Guided,
+    MidpointTeacher,
     MultistepConsistencyLoss,
     ODETeacher,
     Segments,
@@ -191,6 +193,7 @@ def test_the_exact_student_of_a_guided_teacher_has_no_loss():
 
 TEACHERS = {
     "addim": lambda g: DistillationTeacher(TwoGaussians(), guidance=g),
+    "midpoint": lambda g: MidpointTeacher(TwoGaussians(), guidance=g),
     "ode": lambda g: ODETeacher(
         TwoGaussians(), diffrax.Heun(), fixed_steps(2), guidance=g
     ),
@@ -403,7 +406,8 @@ def test_what_cannot_be_guided_is_refused():
     other = Denoiser(MLP.build(key=KEY), Cosine(-20.0, 20.0))
     with pytest.raises(ValueError, match="must be the same"):
         Guided(plain, Guidance(1.0, negative=other))(z, 0.5, 1)
-    for teacher in (DistillationTeacher, lambda m: ODETeacher(m, diffrax.Heun())):
+    ode = partial(ODETeacher, solver=diffrax.Heun())
+    for teacher in (DistillationTeacher, MidpointTeacher, ode):
         with pytest.raises(ValueError, match="give the model itself and guidance="):
             teacher(Guided(plain, Guidance(1.0)))
     with pytest.raises(ValueError, match="0 <= low < high"):

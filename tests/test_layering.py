@@ -21,7 +21,7 @@ LAYERS = (
     {"_sampler"},
     {"_dpm_solver", "_ode"},
     {"_likelihood", "_segment", "_generate", "_teacher", "_export"},
-    {"_export_sampler"},
+    {"_export_sampler", "_flow_teacher"},
     {"_loss"},
     {"_cluster", "_donating", "_flops", "_sharding", "_signals", "_structure"},
     {"_train"},

@@ -41,6 +41,7 @@ import samples
 import teacher_imagenet64
 from _machine import Memory, Mesh
 from _options import Config, Evaluation, Training
+from _solvers import Kind, TeacherSolver
 
 pytestmark = pytest.mark.usefixtures("as_users_run", "tiny_demo")
 
@@ -91,7 +92,7 @@ def test_cd_makes_table_picture_and_checkpoints_then_finishes_again(
     capsys, monkeypatch
 ):
     monkeypatch.setattr(sys, "argv", ["cd_imagenet64.py", "--steps", "2"])
-    solver = cd_imagenet64.TeacherSolver(kind="heun", substeps=2)
+    solver = TeacherSolver(kind="heun", substeps=2)
     options = {"teacher": "scratch", "teacher_solver": solver}
     options["training"] = Training(teacher_iterations=3, iterations=3)
     table = cd_imagenet64.main(tiny_config(**options))
@@ -211,46 +212,50 @@ def test_each_teacher_solver_is_the_teacher_it_names():
     model = _stages.new_denoiser(_stages.DEMO, jax.random.key(0))
 
     def built(**options):
-        return cd_imagenet64.TeacherSolver(**options).build(model, None)
+        return TeacherSolver(**options).build(model, None)
 
     assert built(kind="addim").x_var_fraction == 0.75
     assert built(kind="ddim").x_var_fraction == 0.0
-    for kind in cd_imagenet64.SOLVERS:
-        assert type(built(kind=kind).solver).__name__.lower() == kind
+    assert isinstance(built(kind="midpoint"), mc.MidpointTeacher)
+    for kind in set(typing.get_args(Kind)) - {"addim", "ddim", "midpoint"}:
+        teacher = built(kind=kind)
+        assert type(teacher.solver).__name__.lower() == kind
+        assert len(teacher.stepsize_controller.ts) == 2
+    assert len(built(kind="heun", substeps=3).stepsize_controller.ts) == 4
     adaptive = built(kind="tsit5", tolerance=1e-3).stepsize_controller
     assert (adaptive.rtol, adaptive.atol) == (1e-3, 1e-3)
     guidance = mc.Guidance(0.5)
-    for kind in ("addim", "ddim", "heun"):
-        solver = cd_imagenet64.TeacherSolver(kind=kind)
+    for kind in ("addim", "ddim", "midpoint", "heun"):
+        solver = TeacherSolver(kind=kind)
         assert built(kind=kind).guidance is None
         assert solver.build(model, guidance).guidance is guidance
 
 
 @pytest.mark.parametrize(
-    ("kind", "data_dir", "fraction", "named"),
+    ("kind", "data_dir", "steps", "named"),
     [
-        (None, None, 0.0, ()),
-        (None, Path("imagenet"), 0.75, ()),
-        ("addim", None, 0.75, ("addim",)),
-        ("ddim", Path("imagenet"), 0.0, ("ddim",)),
+        (None, None, "ddim", ()),
+        (None, Path("imagenet"), "addim", ()),
+        ("addim", None, "addim", ("addim",)),
+        ("ddim", Path("imagenet"), "ddim", ("ddim",)),
+        ("midpoint", Path("imagenet"), "midpoint", ("midpoint",)),
     ],
 )
-def test_the_teacher_steps_as_suits_the_data(
-    monkeypatch, kind, data_dir, fraction, named
-):
+def test_the_teacher_steps_as_suits_the_data(monkeypatch, kind, data_dir, steps, named):
     asked = []
     monkeypatch.setattr(
         cd_imagenet64, "run_student", lambda *a, **more: asked.append((*a, more))
     )
-    solver = cd_imagenet64.TeacherSolver(kind=kind)
+    solver = TeacherSolver(kind=kind)
     cd_imagenet64.main(cd_imagenet64.Config(data_dir=data_dir, teacher_solver=solver))
     ((recipe, config, make_teacher, more),) = asked
     assert (recipe, more["named"]) == ("cd", named)
-    assert make_teacher(_stages.new_denoiser(_stages.DEMO, KEY)).x_var_fraction == (
-        fraction
-    )
+    teacher = make_teacher(_stages.new_denoiser(_stages.DEMO, KEY))
+    shares = {"addim": 0.75, "ddim": 0.0, "midpoint": None}
+    assert getattr(teacher, "x_var_fraction", None) == shares[steps]
+    assert isinstance(teacher, mc.MidpointTeacher) == (steps == "midpoint")
     # The folder remembers what was filled in.
-    assert config.teacher_solver.kind == ("ddim" if fraction == 0 else "addim")
+    assert config.teacher_solver.kind == steps
 
 
 @pytest.mark.slow
@@ -367,6 +372,8 @@ def test_a_teacher_without_a_null_class_gains_one_to_go_on_with():
     [
         {"substeps": 0},
         {"substeps": 2},
+        {"kind": "midpoint", "substeps": 2},
+        {"kind": "midpoint", "tolerance": 1e-3},
         {"kind": "euler", "tolerance": 1e-3},
         {"kind": "heun", "tolerance": -1.0},
         {"kind": "heun", "tolerance": 1e-3, "substeps": 2},
@@ -375,7 +382,7 @@ def test_a_teacher_without_a_null_class_gains_one_to_go_on_with():
 )
 def test_a_teacher_solver_refuses_options_that_it_does_not_have(options):
     with pytest.raises(ValueError, match=r"substeps|tolerance"):
-        cd_imagenet64.TeacherSolver(**options)
+        TeacherSolver(**options)
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,8 @@ from mcmeqx._fit import Stopped as Stopped
 from mcmeqx._fit import fit as fit
 from mcmeqx._flops import count_flops as count_flops
 from mcmeqx._flops import matmul_peak as matmul_peak
+from mcmeqx._flow_teacher import MidpointTeacher as MidpointTeacher
+from mcmeqx._flow_teacher import ODETeacher as ODETeacher
 from mcmeqx._generate import generate as generate
 from mcmeqx._generate import measure_x_var as measure_x_var
 from mcmeqx._guidance import Guidance as Guidance
@@ -88,7 +90,6 @@ from mcmeqx._step import inverse_ddim as inverse_ddim
 from mcmeqx._teacher import AbstractTeacher as AbstractTeacher
 from mcmeqx._teacher import DataTeacher as DataTeacher
 from mcmeqx._teacher import DistillationTeacher as DistillationTeacher
-from mcmeqx._teacher import ODETeacher as ODETeacher
 from mcmeqx._teacher import TeacherStep as TeacherStep
 from mcmeqx._train import Learner as Learner
 from mcmeqx._train import TrainState as TrainState

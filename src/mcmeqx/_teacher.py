@@ -14,14 +14,6 @@ import jax.numpy as jnp
 
 from mcmeqx._denoiser import Model
 from mcmeqx._guidance import Guidance, Guided, guided_pair
-from mcmeqx._ode import (
-    Solver,
-    StepSizeController,
-    check_solver,
-    fixed_steps,
-    flow_x,
-    probability_flow,
-)
 from mcmeqx._schedule import AbstractNoiseSchedule
 from mcmeqx._step import addim_x, before_the_end
 from mcmeqx._types import Example, Sample, ScalarLike
@@ -66,7 +58,7 @@ class DataTeacher(AbstractTeacher):
         return TeacherStep(example.x, 0)
 
 
-def _check_schedule(
+def check_schedule(
     teacher: AbstractNoiseSchedule, student: AbstractNoiseSchedule
 ) -> None:
     if teacher != student:
@@ -76,7 +68,7 @@ def _check_schedule(
         )
 
 
-def _check_unguided(denoiser: Model) -> None:
+def check_unguided(denoiser: Model) -> None:
     if isinstance(denoiser, Guided):
         raise ValueError(
             "a teacher's denoiser is Guided: give the model itself and guidance=, so "
@@ -101,7 +93,7 @@ class DistillationTeacher(AbstractTeacher):
     """How the teacher is guided; x_var is the unguided prediction's (app. A.1)."""
 
     def __check_init__(self):
-        _check_unguided(self.denoiser)
+        check_unguided(self.denoiser)
         if not 0.0 <= self.x_var_fraction <= 1.0:
             raise ValueError(
                 f"x_var_fraction is a share of the squared error, in [0, 1], "
@@ -120,7 +112,7 @@ class DistillationTeacher(AbstractTeacher):
 
         Raises ValueError if the student's schedule is not the teacher's own.
         """
-        _check_schedule(self.denoiser.schedule, schedule)
+        check_schedule(self.denoiser.schedule, schedule)
         x, unguided = guided_pair(
             self.denoiser, self.guidance, z, t, example.label, example.guidance
         )
@@ -129,54 +121,3 @@ class DistillationTeacher(AbstractTeacher):
         shifted = addim_x(schedule, z, x, t, s, x_var=x_var, balanced=self.balanced)
         calls = 1 if self.guidance is None else 2
         return TeacherStep(jax.lax.stop_gradient(shifted), calls)
-
-
-class ODETeacher(AbstractTeacher):
-    """A trained denoiser's probability flow from t to s, solved by diffrax."""
-
-    denoiser: Model
-    """The teacher model; it sees no dropout and gets no gradient."""
-    solver: Solver
-    """An explicit method of diffrax: Euler, Heun, Dopri5, ..."""
-    stepsize_controller: StepSizeController = eqx.field(
-        default_factory=lambda: fixed_steps(1)
-    )
-    """`fixed_steps(n)` or `adaptive_steps(tolerance)` between t and s."""
-    guidance: Guidance | None = None
-    """How the teacher is guided."""
-
-    def __check_init__(self):
-        _check_unguided(self.denoiser)
-        check_solver(self.solver, self.stepsize_controller)
-
-    def step(
-        self,
-        schedule: AbstractNoiseSchedule,
-        example: Example,
-        z: Sample,
-        t: ScalarLike,
-        s: ScalarLike,
-    ) -> TeacherStep:
-        """Where the flow leads; `evaluations` is the example's own number of calls.
-
-        Raises ValueError if the student's schedule is not the teacher's own, and the
-        solver's errors (see `probability_flow`).
-        """
-        _check_schedule(self.denoiser.schedule, schedule)
-
-        def denoise(z: Sample, t: ScalarLike) -> Sample:
-            label, scale = example.label, example.guidance
-            return guided_pair(self.denoiser, self.guidance, z, t, label, scale)[0]
-
-        flow = probability_flow(
-            denoise,
-            schedule,
-            z,
-            t,
-            s,
-            solver=self.solver,
-            stepsize_controller=self.stepsize_controller,
-        )
-        x = flow_x(schedule, z, t, s, change=flow.change)
-        calls = flow.evaluations * (1 if self.guidance is None else 2)
-        return TeacherStep(jax.lax.stop_gradient(x), calls)
