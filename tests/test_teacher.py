@@ -138,7 +138,7 @@ def test_the_midpoint_teacher_keeps_its_digits_at_1280_steps(schedule):
 
 
 class OneImage(eqx.Module):
-    """A denoiser that knows the image, and tells the last time that it was asked."""
+    """A denoiser that knows the image, and keeps the times that it is asked for."""
 
     schedule: Cosine | Shifted
     asked: list = eqx.field(static=True)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from mcmeqx._denoiser import Model, v_prediction
-from mcmeqx._guidance import Guidance, guided_pair
+from mcmeqx._guidance import Guidance, calls_each, guided_pair
 from mcmeqx._ode import (
     Solver,
     StepSizeController,
@@ -76,7 +76,7 @@ class MidpointTeacher(AbstractTeacher):
         sine = schedule.sin_gap(t, 0.5 * (t - s))
         v = (v_m - sine * z) / jnp.sqrt(1.0 - sine**2)
         x = jnp.where(s > 0, v_prediction(schedule, z, v, t), x)
-        calls = 2 if self.guidance is None else 4
+        calls = 2 * calls_each(self.guidance)
         return TeacherStep(jax.lax.stop_gradient(x), calls)
 
 
@@ -123,5 +123,5 @@ class ODETeacher(AbstractTeacher):
             stepsize_controller=self.stepsize_controller,
         )
         x = flow_x(schedule, z, t, s, change=flow.change)
-        calls = flow.evaluations * (1 if self.guidance is None else 2)
+        calls = flow.evaluations * calls_each(self.guidance)
         return TeacherStep(jax.lax.stop_gradient(x), calls)

@@ -113,6 +113,11 @@ def guided_pair(
     return _away(x, negative, g), x
 
 
+def calls_each(guidance: Guidance | None) -> int:
+    """Calls of a network that one `guided_pair` takes."""
+    return 1 if guidance is None else 2
+
+
 def with_null(model: Model, z: Sample, t: ScalarLike, label: Label) -> jax.Array:
     """The label and the null label; ValueError if there is none or the model has none.
 

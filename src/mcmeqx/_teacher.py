@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from mcmeqx._denoiser import Model
-from mcmeqx._guidance import Guidance, Guided, guided_pair
+from mcmeqx._guidance import Guidance, Guided, calls_each, guided_pair
 from mcmeqx._schedule import AbstractNoiseSchedule
 from mcmeqx._step import addim_x, before_the_end
 from mcmeqx._types import Example, Sample, ScalarLike
@@ -119,5 +119,4 @@ class DistillationTeacher(AbstractTeacher):
         x_var = self.x_var_fraction * jnp.mean((unguided - example.x) ** 2)
         x_var = before_the_end(x_var, s)
         shifted = addim_x(schedule, z, x, t, s, x_var=x_var, balanced=self.balanced)
-        calls = 1 if self.guidance is None else 2
-        return TeacherStep(jax.lax.stop_gradient(shifted), calls)
+        return TeacherStep(jax.lax.stop_gradient(shifted), calls_each(self.guidance))
