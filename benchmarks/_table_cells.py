@@ -29,6 +29,11 @@ class Student:
     constant: float | None = None
     """Teacher steps that do not anneal."""
 
+    @property
+    def from_data(self) -> bool:
+        """Whether it is consistency training."""
+        return self.teacher is _data
+
 
 @dataclass(frozen=True)
 class Cell:

@@ -26,10 +26,10 @@ class ImageSet:
     """The file of the teacher that the committed table is of; without it, one is
     trained by the preset."""
 
-    def plan(self, *, student: bool) -> str:
+    def plan(self, *, student: bool, from_data: bool = False) -> str:
         """A name of all that a student's training depends on, or the teacher's."""
         without = {} if student else dict.fromkeys(STUDENTS)
-        text = repr(replace(self.preset, **without))
+        text = repr(replace(self.preset.training(from_data=from_data), **without))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -72,7 +72,9 @@ EMOJI = replace(
     iterations=4000,
     learning_rate=5e-4,
     ema_decay=0.999,
-    anneal=(16.0, 32.0, 3000),
+    anneal=(8.0, 16.0, 3000),
+    weighting="sqrt_snr_plus_one",
+    data_anneal=(16.0, 64.0, 3000),
 )
 
 

@@ -49,7 +49,7 @@ def student_of(
     student: Student, teacher: mc.Denoiser, images: ImageSet, work: Path, seed: int
 ) -> mc.Denoiser:
     """A consistency model that starts from the teacher."""
-    preset = images.preset
+    preset = images.preset.training(from_data=student.from_data)
     plan = _plan(images, preset.iterations, preset.learning_rate, seed + 1)
     run = claim(work / student.name, "table", preset, "samples", seed=seed)
     start, stop, over = preset.anneal

@@ -129,9 +129,10 @@ def main(config: Config) -> Path:
 
 def _about(cell: Cell, images: ImageSet, config: Config) -> dict[str, Any]:
     """What a row says of its cell; a teacher of the package has its own history."""
-    preset, student = images.preset, cell.student is not None
+    preset, student = images.preset, cell.student
     iterations = preset.iterations if student else preset.teacher_iterations
     known = student or preset.teacher != "embedded"
+    from_data = student is not None and student.from_data
     return {
         "data": images.images.name,
         "method": cell.method,
@@ -140,13 +141,14 @@ def _about(cell: Cell, images: ImageSet, config: Config) -> dict[str, Any]:
         "iterations": iterations if known else "",
         "batch_size": preset.batch_size if known else "",
         "training_seed": config.seed,
-        "plan": images.plan(student=student),
+        "plan": images.plan(student=student is not None, from_data=from_data),
     }
 
 
 def _belongs(row: dict[str, str], images: ImageSet, config: Config) -> bool:
     """Whether a row is of these samples and plans, not of former ones."""
-    plans = [images.plan(student=student) for student in (False, True)]
+    plans = {images.plan(student=True, from_data=data) for data in (False, True)}
+    plans |= {images.plan(student=False)}
     return row["samples"] == str(config.samples) and row["plan"] in plans
 
 

@@ -36,8 +36,8 @@ class Training:
     """Decay of the weight average; None is 0.99 in the demo and 0.9999 on ImageNet."""
     anneal: tuple[float, float, int] | None = None
     """First and last number of teacher steps, and the iterations over which they grow
-    from one to the other, all of them at most; None is 16 32 240 in the demo and 64
-    1280 100000 on ImageNet."""
+    from one to the other, all of them at most; None is 8 16 240 in the demo (from
+    data 16 32 240) and 64 1280 100000 on ImageNet."""
     weighting: Literal["snr_plus_one", "sqrt_snr_plus_one"] | None = None
     """Loss weight; the paper's, or its square root, which is calmer and gets nearer to
     the teacher in a short training (benchmarks/README.md). None is the paper's."""
@@ -90,6 +90,7 @@ class Config:
 
 def filled(config: Config, preset: Preset, kind: str, *more: str) -> Any:
     """The options with what suits the data where they are None."""
+    preset = preset.training(from_data=kind == "ct")
     names = (f.name for f in fields(config.training))
     defaults = {name: getattr(preset, name) for name in names if hasattr(preset, name)}
     out = Path("runs") / "_".join((kind, preset.name, str(config.steps), *more))

@@ -32,7 +32,7 @@ class TeacherSolver:
 
     kind: Kind | None = None
     """The paper's aDDIM; DDIM; the midpoint rule, of the second order in two calls; or
-    a Runge-Kutta method of diffrax. None is ddim in the demo and addim on ImageNet."""
+    a Runge-Kutta method of diffrax. None is midpoint in the demo, addim on ImageNet."""
     substeps: int = 1
     """Equal steps of a Runge-Kutta method from t to s."""
     tolerance: float | None = None

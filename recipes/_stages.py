@@ -1,6 +1,6 @@
 """What the ImageNet 64x64 recipes share: presets, data, and models in files."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import equinox as eqx
@@ -38,6 +38,14 @@ class Preset:
     weighting: str = "snr_plus_one"
     headroom: float = 0.0
     teacher_step: Kind = "addim"
+    data_anneal: tuple[float, float, int] | None = field(default=None, repr=False)
+    """`anneal` of consistency training where it differs: its targets have the error of
+    DDIM's steps, and need more of them than a better teacher takes."""
+
+    def training(self, *, from_data: bool) -> "Preset":
+        """The preset of a student from data or by distillation, with its `anneal`."""
+        anneal = self.data_anneal if from_data else None
+        return replace(self, anneal=anneal or self.anneal)
 
 
 # Heek et al. 2024, sec. 4 and app. A; learning rate, EMA: Hoogeboom et al. 2023.
@@ -70,10 +78,11 @@ DEMO = Preset(
     iterations=300,
     learning_rate=3e-4,
     ema_decay=0.99,
-    anneal=(16.0, 32.0, 240),
+    anneal=(8.0, 16.0, 240),
     samples=96,
     headroom=0.1,
-    teacher_step="ddim",
+    teacher_step="midpoint",
+    data_anneal=(16.0, 32.0, 240),
 )
 
 

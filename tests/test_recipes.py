@@ -40,7 +40,7 @@ import interpolate
 import samples
 import teacher_imagenet64
 from _machine import Memory, Mesh
-from _options import Config, Evaluation, Training
+from _options import Config, Evaluation, Training, filled
 from _solvers import Kind, TeacherSolver
 
 pytestmark = pytest.mark.usefixtures("as_users_run", "tiny_demo")
@@ -234,7 +234,7 @@ def test_each_teacher_solver_is_the_teacher_it_names():
 @pytest.mark.parametrize(
     ("kind", "data_dir", "steps", "named"),
     [
-        (None, None, "ddim", ()),
+        (None, None, "midpoint", ()),
         (None, Path("imagenet"), "addim", ()),
         ("addim", None, "addim", ("addim",)),
         ("ddim", Path("imagenet"), "ddim", ("ddim",)),
@@ -256,6 +256,17 @@ def test_the_teacher_steps_as_suits_the_data(monkeypatch, kind, data_dir, steps,
     assert isinstance(teacher, mc.MidpointTeacher) == (steps == "midpoint")
     # The folder remembers what was filled in.
     assert config.teacher_solver.kind == steps
+
+
+@pytest.mark.parametrize("preset", [_stages.DEMO, _stages.IMAGENET])
+def test_consistency_training_takes_its_own_number_of_teacher_steps(preset):
+    own = dataclasses.replace(preset, data_anneal=(3.0, 5.0, 7))
+    assert filled(Config(), own, "ct").training.anneal == (3.0, 5.0, 7)
+    assert filled(Config(), own, "cd").training.anneal == preset.anneal
+    given = Config(training=Training(anneal=(1.0, 2.0, 3)))
+    assert filled(given, own, "ct").training.anneal == (1.0, 2.0, 3)
+    without = dataclasses.replace(preset, data_anneal=None)
+    assert filled(Config(), without, "ct").training.anneal == preset.anneal
 
 
 @pytest.mark.slow

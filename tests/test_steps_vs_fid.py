@@ -199,6 +199,20 @@ def test_a_students_plan_does_not_bind_the_teacher(tiny, tmp_path):
     assert len(plans) == 5
 
 
+def test_students_from_data_may_have_teacher_steps_of_their_own():
+    images = _table_data.fashion_mnist(None)
+    same = images.plan(student=True, from_data=True)
+    assert same == images.plan(student=True)
+    preset = dataclasses.replace(images.preset, data_anneal=(64.0, 128.0, 9))
+    own = dataclasses.replace(images, preset=preset)
+    assert own.plan(student=True) == same
+    assert own.plan(student=True, from_data=True) != same
+    assert preset.training(from_data=True).anneal == (64.0, 128.0, 9)
+    assert preset.training(from_data=False) == preset
+    from_data = {c.student.name for c in cells() if c.student and c.student.from_data}
+    assert from_data == {"ct_1", "ct_2", "ct_4", "ct_8", "ct_16"}
+
+
 @pytest.mark.slow
 def test_rows_of_another_plan_or_number_are_kept_and_not_mixed_in(tiny, capsys):
     config = dataclasses.replace(tiny, only=("DDIM 1", "CD 1"), seeds=1)
