@@ -11,7 +11,14 @@ from mcmeqx.nets import Stage, UViTConfig
 sys.path.insert(0, str(Path(__file__).parents[1] / "recipes"))
 from _stages import DEMO, Preset, with_headroom
 
-STUDENTS = ("iterations", "learning_rate", "anneal", "weighting", "teacher_step")
+STUDENTS = (
+    "iterations",
+    "learning_rate",
+    "anneal",
+    "data_anneal",
+    "weighting",
+    "teacher_step",
+)
 """Fields of a preset that its teacher does not depend on."""
 
 

@@ -51,7 +51,10 @@ def student_of(
     """A consistency model that starts from the teacher."""
     preset = images.preset.training(from_data=student.from_data)
     plan = _plan(images, preset.iterations, preset.learning_rate, seed + 1)
-    run = claim(work / student.name, "table", preset, "samples", seed=seed)
+    # `anneal` already is what data_anneal may have been.
+    run = claim(
+        work / student.name, "table", preset, "samples", "data_anneal", seed=seed
+    )
     start, stop, over = preset.anneal
     segments = mc.Segments(student.segments)
     loss = mc.MultistepConsistencyLoss(

@@ -185,8 +185,9 @@ def test_the_plot_draws_what_there_is(tmp_path, floor):
 def test_a_students_plan_does_not_bind_the_teacher(tiny, tmp_path):
     images = _table_data.fashion_mnist(None)
     first = teacher_of(images, tmp_path, 0)
+    other_steps = {"iterations": 3, "data_anneal": (2.0, 3.0, 1)}
     longer = dataclasses.replace(
-        images, preset=dataclasses.replace(images.preset, iterations=3)
+        images, preset=dataclasses.replace(images.preset, **other_steps)
     )
     assert tree_digest(teacher_of(longer, tmp_path, 0)) == tree_digest(first)
     other = dataclasses.replace(
