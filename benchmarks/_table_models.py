@@ -51,7 +51,7 @@ def student_of(
     """A consistency model that starts from the teacher."""
     preset = images.preset.training(from_data=student.from_data)
     plan = _plan(images, preset.iterations, preset.learning_rate, seed + 1)
-    # `anneal` already is what data_anneal may have been.
+    # data_anneal has gone into anneal.
     run = claim(
         work / student.name, "table", preset, "samples", "data_anneal", seed=seed
     )

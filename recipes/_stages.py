@@ -40,7 +40,8 @@ class Preset:
     teacher_step: Kind = "addim"
     data_anneal: tuple[float, float, int] | None = field(default=None, repr=False)
     """`anneal` of consistency training where it differs: its targets have the error of
-    DDIM's steps, and need more of them than a better teacher takes."""
+    DDIM's steps, and need more of them than a better teacher takes. Not in the repr,
+    by which the table names what trained a student: `training` puts it into anneal."""
 
     def training(self, *, from_data: bool) -> "Preset":
         """The preset of a student from data or by distillation, with its `anneal`."""
