@@ -4,6 +4,7 @@ import hashlib
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import mcmeqx as mc
 from mcmeqx.nets import Stage, UViTConfig
@@ -22,6 +23,10 @@ STUDENTS = (
 """Fields of a preset that its teacher does not depend on."""
 
 
+Taught = Literal["teacher", "cd", "ct"]
+"""A model of the table: the teacher, or a student by distillation or from data."""
+
+
 @dataclass(frozen=True)
 class ImageSet:
     """What a table is about."""
@@ -33,10 +38,11 @@ class ImageSet:
     """The file of the teacher that the committed table is of; without it, one is
     trained by the preset."""
 
-    def plan(self, *, student: bool, from_data: bool = False) -> str:
-        """A name of all that a student's training depends on, or the teacher's."""
-        without = {} if student else dict.fromkeys(STUDENTS)
-        text = repr(replace(self.preset.training(from_data=from_data), **without))
+    def plan(self, taught: Taught) -> str:
+        """A name of all that this model's training depends on."""
+        without = dict.fromkeys(STUDENTS) if taught == "teacher" else {}
+        preset = self.preset.training(from_data=taught == "ct")
+        text = repr(replace(preset, **without))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

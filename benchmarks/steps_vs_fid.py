@@ -11,7 +11,7 @@ the teacher's step; elsewhere it is DDIM) of Heek et al. 2024.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import _table_data
 from _evaluation import drawn_labels, evaluate
@@ -20,7 +20,7 @@ from _measured_data import from_images
 from _results import add_row
 from _scores import METRICS
 from _table_cells import Cell, cells
-from _table_data import ImageSet
+from _table_data import ImageSet, Taught
 from _table_models import student_of, teacher_of
 from _table_plot import EARLY, plot
 from _table_sheet import sheet
@@ -132,7 +132,9 @@ def _about(cell: Cell, images: ImageSet, config: Config) -> dict[str, Any]:
     preset, student = images.preset, cell.student
     iterations = preset.iterations if student else preset.teacher_iterations
     known = student or preset.teacher != "embedded"
-    from_data = student is not None and student.from_data
+    taught: Taught = "teacher"
+    if student is not None:
+        taught = "ct" if student.from_data else "cd"
     return {
         "data": images.images.name,
         "method": cell.method,
@@ -141,14 +143,13 @@ def _about(cell: Cell, images: ImageSet, config: Config) -> dict[str, Any]:
         "iterations": iterations if known else "",
         "batch_size": preset.batch_size if known else "",
         "training_seed": config.seed,
-        "plan": images.plan(student=student is not None, from_data=from_data),
+        "plan": images.plan(taught),
     }
 
 
 def _belongs(row: dict[str, str], images: ImageSet, config: Config) -> bool:
     """Whether a row is of these samples and plans, not of former ones."""
-    plans = {images.plan(student=True, from_data=data) for data in (False, True)}
-    plans |= {images.plan(student=False)}
+    plans = {images.plan(taught) for taught in get_args(Taught)}
     return row["samples"] == str(config.samples) and row["plan"] in plans
 
 

@@ -195,19 +195,19 @@ def test_a_students_plan_does_not_bind_the_teacher(tiny, tmp_path):
     )
     with pytest.raises(ValueError, match="teacher_iterations=2"):
         teacher_of(other, tmp_path, 0)
-    assert longer.plan(student=False) == images.plan(student=False)
-    plans = {i.plan(student=s) for i in (images, longer, other) for s in (True, False)}
+    assert longer.plan("teacher") == images.plan("teacher")
+    plans = {i.plan(t) for i in (images, longer, other) for t in ("teacher", "cd")}
     assert len(plans) == 5
 
 
 def test_students_from_data_may_have_teacher_steps_of_their_own():
     images = _table_data.fashion_mnist(None)
-    same = images.plan(student=True, from_data=True)
-    assert same == images.plan(student=True)
+    same = images.plan("ct")
+    assert same == images.plan("cd")
     preset = dataclasses.replace(images.preset, data_anneal=(64.0, 128.0, 9))
     own = dataclasses.replace(images, preset=preset)
-    assert own.plan(student=True) == same
-    assert own.plan(student=True, from_data=True) != same
+    assert own.plan("cd") == same
+    assert own.plan("ct") != same
     assert preset.training(from_data=True).anneal == (64.0, 128.0, 9)
     assert preset.training(from_data=False) == preset
     from_data = {c.student.name for c in cells() if c.student and c.student.from_data}
