@@ -86,3 +86,11 @@ def test_without_a_writer_the_error_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"mcmeqx\[tensorboard\]"):
         TensorBoard(tmp_path, every=1)
+
+
+@pytest.mark.parametrize("kind", [JsonLines, TensorBoard])
+def test_metrics_are_written_every_step_or_fewer(tmp_path, kind):
+    options = {"steps": 9} if kind is JsonLines else {}
+    with pytest.raises(ValueError, match="1 or more, got 0"):
+        kind(tmp_path / "metrics", every=0, **options)
+    assert not list(tmp_path.iterdir())

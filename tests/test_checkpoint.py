@@ -92,6 +92,20 @@ def test_the_last_two_checkpoints_stay_and_another_network_is_refused(tmp_path):
         Checkpoints(tmp_path).restore(start(made, width=16))
 
 
+def test_a_state_older_than_the_folders_is_refused(tmp_path):
+    made, saving = learner(), Checkpoints(tmp_path)
+    state = fit(made, start(made), batches(4), steps=4, save=saving.save, save_every=2)
+    saving.save(state)
+    saving.wait()
+    for steps in (3, 4):
+        other = fit(made, start(made, seed=9), batches(steps), steps=steps)
+        with pytest.raises(ValueError, match=rf"step 4 already, .* at step {steps}"):
+            Checkpoints(tmp_path).save(other)
+    again = Checkpoints(tmp_path)
+    again.save(again.restore(start(made, seed=9)))
+    assert_same_bits(Checkpoints(tmp_path).restore(start(made, seed=9)), state)
+
+
 def test_a_checkpoint_and_what_callbacks_wrote_are_of_one_step():
     made, told, saved = learner(), [], []
     fit(
@@ -105,8 +119,9 @@ def test_a_checkpoint_and_what_callbacks_wrote_are_of_one_step():
     )
     assert saved == [(4, 4), (8, 8)]
     assert told == list(range(1, 10))
-    with pytest.raises(ValueError, match="save_every is a number of steps, got 0"):
-        fit(made, start(made), [], steps=1, save_every=0)
+    for name in ("save_every", "patience"):
+        with pytest.raises(ValueError, match=f"{name} is .* 1 or more, got 0"):
+            fit(made, start(made), [], steps=1, **{name: 0})
 
 
 def test_milestones_stay_beside_the_newest(tmp_path):

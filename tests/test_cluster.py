@@ -13,13 +13,14 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "recipes"))
 import _machine
 
 LAUNCHERS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "TPU_WORKER_HOSTNAMES")
+TPU = ("TPU_PROCESS_ADDRESSES", "TPU_ML_PLATFORM", "TPU_SKIP_MDS_QUERY")
 
 
 @pytest.fixture
 def joined(monkeypatch):
     """Calls of jax.distributed.initialize, on a machine without a launcher."""
     calls = []
-    for name in LAUNCHERS:
+    for name in (*LAUNCHERS, *TPU):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(jax.distributed, "initialize", lambda *a: calls.append(a))
     before = jax.config.jax_cpu_collectives_implementation
@@ -45,6 +46,26 @@ def test_a_launcher_of_several_processes_is_left_to_jax(
     monkeypatch.setenv(name, value)
     connect()
     assert joined == [(None, None, None)]
+
+
+@pytest.mark.parametrize(
+    ("environment", "joins"),
+    [
+        # jax sets the first where it finds TPUs and libtpu, the second where it does
+        # not; on a machine of neither name it asks Google's metadata for the hosts.
+        ({"TPU_ML_PLATFORM": "JAX"}, True),
+        ({"TPU_ML_PLATFORM": "JAX", "TPU_SKIP_MDS_QUERY": "1"}, False),
+        ({"TPU_ML_PLATFORM": "JAX", "TPU_WORKER_HOSTNAMES": "localhost"}, False),
+        ({"TPU_PROCESS_ADDRESSES": "a:1,b:1"}, True),
+    ],
+)
+def test_on_tpu_machines_jax_is_asked_unless_they_name_their_hosts(
+    joined, monkeypatch, environment, joins
+):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    connect()
+    assert joined == ([(None, None, None)] if joins else [])
 
 
 def test_processes_that_are_told_who_they_are_join(joined):

@@ -94,6 +94,21 @@ def test_emoji64_holds_out_by_code_point(npm):
     assert (len(train) + len(test), len(test)) == (2 * len(COLOURS), 2 * len(held_out))
 
 
+def test_what_a_vendor_draws_alike_is_not_held_out(npm, monkeypatch):
+    held_out = {n for n, c in COLOURS.items() if zlib.crc32(c[0].encode()) % 10 == 0}
+    seen = next(name for name in COLOURS if name not in held_out)
+    twin, colour = min(held_out), COLOURS[seen][2]
+    icons = {name: square(colour) for name, (_, _, colour) in COLOURS.items()}
+    icons[twin] = square(colour)
+    chars = {code: name for name, (code, _, _) in COLOURS.items()}
+    write_tarball(npm, "noto", icons, chars)
+    train, test = read(npm, split="train"), read(npm, split="test")
+    assert len(train) == 2 * (len(COLOURS) - len(held_out))
+    assert len(test) == 2 * len(held_out) - 1
+    assert colour not in {tuple(p[0, 0].tolist()) for p in test.pixels}
+    assert len(read(npm)) == 2 * len(COLOURS)
+
+
 def test_emoji64_keeps_shapes_and_offsets(tmp_path):
     icons = {
         "tall": square((9, 9, 9), 64) | {"height": 64},

@@ -38,6 +38,7 @@ def write_pictures(folder):
         Image.new("RGB", (10, 30)).save(folder / name / "1.png")
 
 
+GREY = (1, 32, 32)
 COMMANDS = [
     (write_cifar, ["cifar10"], [], (3, 32, 32), [3, 9] * 5),
     (write_cifar, ["cifar10"], ["--split", "test"], (3, 32, 32), [3, 9]),
@@ -49,7 +50,7 @@ COMMANDS = [
         (3, 16, 16),
         [0, 999],
     ),
-    (write_fashion, ["fashion-mnist", "--split=test"], [], (1, 32, 32), [3, 9]),
+    (write_fashion, ["fashion-mnist", "--folder"], ["--split=test"], GREY, [3, 9]),
     (write_pictures, ["pictures"], ["--side", "8"], (3, 8, 8), [0, 1]),
 ]
 
@@ -97,7 +98,7 @@ def test_errors_are_one_line(tmp_path, capsys):
     assert "lacks val_data" in failure(
         capsys, "imagenet", folder, file, "--split", "val"
     )
-    assert "holds neither" in failure(capsys, "fashion-mnist", folder, file)
+    assert "holds neither" in failure(capsys, "fashion-mnist", file, "--folder", folder)
     assert "iconify-json-noto" in failure(capsys, "emoji64", folder, file)
     assert "absent" in failure(capsys, "pictures", tmp_path / "absent", file)
     assert "--side" in failure(capsys, "imagenet", folder, file, "--side", "65")

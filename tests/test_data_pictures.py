@@ -141,6 +141,14 @@ def test_pictures_in_and_out_of_folders_are_refused(tmp_path, place):
         Pictures(path)
 
 
+@places
+def test_the_folder_above_training_and_validation_is_refused(tmp_path, place):
+    names = ("train/n01/a.png", "train/n02/b.png", "val/n01/c.png", "val/n02/d.png")
+    path = place(tmp_path, dict.fromkeys(names, RED))
+    with pytest.raises(ValueError, match=r"train holds no picture but 2 .* as train"):
+        Pictures(path)
+
+
 def test_nothing_to_read_is_refused(tmp_path):
     for path, message in (
         (as_zip(tmp_path, {"a.txt": b""}), "holds no picture"),

@@ -133,7 +133,8 @@ def test_a_part_that_is_not_the_librarys_is_named(tmp_path):
     foreign = Denoiser(Gain(jnp.float32(0.5)), Cosine())
     save_model(tmp_path / "gain.eqx", foreign)
     with pytest.raises(
-        ValueError, match=r"network is Gain, .* MLPConfig, UNetConfig, UViTConfig"
+        ValueError,
+        match=r"network is Gain, .*, UViTConfig\. .*load_model\(path, like\)",
     ):
         load(tmp_path / "gain.eqx")
     again = load_model(tmp_path / "gain.eqx", foreign)
@@ -269,6 +270,8 @@ def test_an_exported_sampler_samples_as_generate_does(tmp_path, name, batch_size
     assert [p.name for p in tmp_path.iterdir()] == ["sampler"]
     if name == "stochastic":
         assert np.abs(load_sampler(path)(noise, labels) - wanted).max() > 0.1
+    with pytest.raises(ValueError, match="labels go from 3 to 3, the model's classes"):
+        load_sampler(path)(noise, np.full(5, 3))
     if batch_size is None and name == "mlp":
         some = load_sampler(path)(noise[:2], labels[:2])
         np.testing.assert_allclose(some, wanted[:2], atol=1e-5 * np.abs(wanted).max())
@@ -280,6 +283,11 @@ def test_an_exported_sampler_refuses_what_it_cannot_take(tmp_path):
     arguments = (model, DDIM(), uniform_grid(2), (2,))
     with pytest.raises(ValueError, match="label"):
         export_sampler(path, *arguments, labelled=True)
+    with pytest.raises(ValueError, match="batch_size is None or 1 or more, got 0"):
+        export_sampler(path, *arguments, batch_size=0)
+    for scale in (-1.0, np.nan):
+        with pytest.raises(ValueError, match=f"0 or more, got {scale}"):
+            export_sampler(path, *arguments, guidance=scale)
     assert not list(tmp_path.iterdir())
     export_sampler(path, *arguments, batch_size=4)
     with pytest.raises(FileExistsError, match="there already"):

@@ -23,6 +23,7 @@ from mcmeqx import (
     MultistepConsistencyLoss,
     NonFiniteLossError,
     Segments,
+    Stopped,
     fit,
     make_mesh,
 )
@@ -122,6 +123,33 @@ def test_a_run_that_recovers_each_time_goes_on_to_its_end():
     made = learner(Exploding((0, 1, 3, 4, 6, 7)))
     state = fit(made, start(made), batches(9), steps=9, patience=3)
     assert (int(state.step), int(state.skipped)) == (9, 6)
+
+
+def test_what_was_reached_when_the_batches_ran_out_is_handed_over():
+    made, seen = learner(), []
+    note = [lambda step, state, metrics: seen.append(step)]
+    with pytest.raises(Stopped, match="ran out before step 4 of 9") as error:
+        fit(made, start(made), batches(3), steps=9, callbacks=note)
+    assert seen == [1, 2, 3]
+    whole = fit(made, start(made), batches(3), steps=3)
+    for a, b in zip(arrays(error.value.state), arrays(whole), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(("null_class", "wrong"), [(False, -1), (False, 3), (True, 3)])
+def test_a_label_of_no_class_of_the_model_is_refused(null_class, wrong):
+    config = MLPConfig(
+        2, width=8, depth=1, embedding=8, classes=3, null_class=null_class
+    )
+    made = learner()
+    state = made.init(Denoiser(config.build(key=KEY), Cosine()), key=KEY)
+    labels = np.array([0, 2, 1, -1 if null_class else 1] * 2, np.int32)
+    right = [b._replace(label=labels) for b in batches(2)]
+    state = fit(made, state, right, steps=1)
+    labels = np.where(labels == 1, wrong, labels)
+    message = f"labels go from {labels.min()} to {labels.max()}, the model's classes"
+    with pytest.raises(ValueError, match=message):
+        fit(made, state, [right[0]._replace(label=labels)], steps=2)
 
 
 def test_examine_sees_each_example_as_the_step_does():

@@ -21,6 +21,7 @@ from scipy.integrate import solve_ivp
 
 from mcmeqx import (
     DDIM,
+    AbstractTeacher,
     Cosine,
     DataTeacher,
     Denoiser,
@@ -38,6 +39,7 @@ from mcmeqx import (
     fixed_steps,
     generate,
     guide,
+    measure_x_var,
     uniform_grid,
     with_guidance_input,
     with_null_class,
@@ -318,10 +320,10 @@ class ScaleNetwork(AbstractNetwork):
 def test_a_student_of_many_scales_shares_each_with_its_teacher():
     seen = []
 
-    class Teacher(DataTeacher):
+    class Teacher(AbstractTeacher):
         def step(self, schedule, example, z, t, s):
             jax.debug.callback(lambda g: seen.append(float(g)), example.guidance)
-            return DataTeacher.step(self, schedule, example, z, t, s)
+            return DataTeacher().step(schedule, example, z, t, s)
 
     student = Denoiser(ScaleNetwork(), SCHEDULE, lambda schedule, z, out, t: out)
     loss = MultistepConsistencyLoss(
@@ -357,6 +359,8 @@ def test_a_network_given_a_guidance_input_starts_unchanged(config):
         taking(z, 0.5, 1)
     with pytest.raises(ValueError, match="takes none: guidance=given"):
         plain(z, 0.5, 1, guidance=1.0)
+    with pytest.raises(ValueError, match="takes no guidance scale"):
+        with_guidance_input(taking)
 
 
 def test_a_null_class_is_added_to_what_a_model_has():
@@ -412,6 +416,16 @@ def test_what_cannot_be_guided_is_refused():
             teacher(Guided(plain, Guidance(1.0)))
     with pytest.raises(ValueError, match="0 <= low < high"):
         MultistepConsistencyLoss(DataTeacher(), Segments(1), guidance_range=(2.0, 1.0))
+    for teacher in (DataTeacher(), DistillationTeacher(plain)):
+        name = type(teacher).__name__
+        with pytest.raises(ValueError, match=f"{name} without guidance: give it"):
+            MultistepConsistencyLoss(teacher, Segments(1), guidance_range=(0.0, 1.0))
+    with pytest.raises(ValueError, match="negative is Guided"):
+        Guidance(negative=Guided(plain, Guidance(1.0)))
+    guided = Guided(plain, Guidance(1.0))
+    batch = Example(jnp.ones((1, 3)), jnp.zeros(1, jnp.int32))
+    with pytest.raises(ValueError, match="without guidance: give the Guided"):
+        measure_x_var(guided, batch, np.array([0.5]), key=KEY)
     with pytest.raises(ValueError, match="null_class needs classes"):
         MLPConfig(3, null_class=True)
     teacher, example = DistillationTeacher(plain), Example(z, 1, jnp.float32(1.0))

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "mcmeqx"
 LAYERS = (
-    {"_types"},
+    {"_types", "_whole"},
     {"_batched"},
     {"nets"},
     {"_schedule"},
@@ -18,6 +18,7 @@ LAYERS = (
     {"_describe"},
     {"_model_file"},
     {"_guidance", "_step"},
+    {"_checks"},
     {"_sampler"},
     {"_dpm_solver", "_ode"},
     {"_likelihood", "_segment", "_generate", "_teacher", "_export"},
@@ -30,7 +31,7 @@ LAYERS = (
     {"_embedded", "_load"},
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
-OWN_FOLDER = {"data": {"_types"}, "metrics": {"_types", "_batched", "data"}}
+OWN_FOLDER = {"data": {"_types", "_whole"}, "metrics": {"_types", "_batched", "data"}}
 MODULES = sorted(p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py")
 
 modules = pytest.mark.parametrize(

@@ -30,6 +30,8 @@ from mcmeqx import (
     Denoiser,
     DPMSolver,
     Example,
+    Guidance,
+    Guided,
     Heun,
     MeasuredVariance,
     addim,
@@ -569,5 +571,35 @@ def test_generate_refuses_what_does_not_fit():
         call(noise[:0])
     with pytest.raises(ValueError, match="batch_size 0"):
         call(noise, batch_size=0)
-    with pytest.raises(ValueError, match="3 rows of noise but 2 labels"):
+    with pytest.raises(ValueError, match="3 rows but 2 labels"):
         call(noise, np.zeros(2, np.int32))
+    with pytest.raises(ValueError, match="float32 or float64, got float16"):
+        call(noise.astype(np.float16))
+    with pytest.raises(ValueError, match="float32 or float64, got bfloat16"):
+        sample(
+            gaussian_denoiser(Cosine(), 0.3),
+            DDIM(),
+            Cosine(),
+            jnp.ones(2, jnp.bfloat16),
+            uniform_grid(1),
+            key=KEY,
+        )
+
+
+@pytest.mark.parametrize("guided", [False, True])
+@pytest.mark.parametrize(("null_class", "low"), [(False, 0), (True, -1)])
+def test_generate_refuses_labels_of_no_class(null_class, low, guided):
+    config = MLPConfig(2, 8, 1, embedding=8, classes=3, null_class=null_class)
+    model = Denoiser(config.build(key=KEY), Cosine())
+    if guided:
+        model = Guided(model, Guidance(0.5, negative=model))
+    noise = np.ones((2, 2), np.float32)
+
+    def call(*labels):
+        generate(model, DDIM(), uniform_grid(1), noise, np.array(labels), key=KEY)
+
+    call(low, 2)
+    for labels in ((low - 1, 2), (low, 3)):
+        message = rf"from {labels[0]} to {labels[1]}, the model's .* {low} to 2"
+        with pytest.raises(ValueError, match=message):
+            call(*labels)

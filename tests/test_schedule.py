@@ -26,6 +26,14 @@ def test_cosine_runs_from_one_bound_to_the_other(bounds):
     assert float(schedule.logsnr(1.0)) == pytest.approx(bounds[0], abs=1e-9)
 
 
+@pytest.mark.parametrize(("bound", "error"), [(15.0, 1e-3), (20.0, 1e-2), (30.0, 1.0)])
+def test_in_float32_cosine_meets_its_ends_nearly(bound, error):
+    schedule = Cosine(-bound, bound)
+    ends = jax.vmap(schedule.logsnr)(np.float32([0.0, 1.0]))
+    assert ends.dtype == jnp.float32
+    np.testing.assert_allclose(ends, [bound, -bound], atol=error)
+
+
 def test_shifted_moves_each_end_by_its_own_resolution():
     schedule = Shifted(512, 32, 256)
     assert float(schedule.logsnr(0.0)) == pytest.approx(15 - 2 * np.log(16), abs=1e-9)
@@ -120,4 +128,5 @@ def test_the_rate_of_the_angle_is_its_derivative(schedule):
     expected = (theta(schedule, ts + h) - theta(schedule, ts - h)) / (2 * h)
     rate = jax.jit(jax.vmap(schedule.angle_rate))
     np.testing.assert_allclose(rate(ts), expected, rtol=1e-6)
+    assert float(schedule.angle_rate(1)) == float(schedule.angle_rate(1.0))
     np.testing.assert_allclose(rate(ts.astype(np.float32)), expected, rtol=1e-5)

@@ -15,6 +15,7 @@ from typing import Any
 from tqdm import tqdm
 
 from mcmeqx._train import TrainState
+from mcmeqx._whole import written_whole
 
 
 class Speed:
@@ -62,6 +63,11 @@ class ProgressBar:
             self._bar.close()
 
 
+def _check_every(every: int) -> None:
+    if every < 1:
+        raise ValueError(f"every is a number of steps, 1 or more, got {every}")
+
+
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The records of a `JsonLines` file, none if there is no file.
 
@@ -82,14 +88,12 @@ class JsonLines:
     """
 
     def __init__(self, path: Path, *, every: int, steps: int, start: int = 0):
-        if every < 1:
-            raise ValueError(f"every is a number of steps, 1 or more, got {every}")
+        _check_every(every)
         self.path, self.every, self.steps = Path(path), every, steps
         kept = [r for r in read_metrics(self.path) if r["step"] <= start]
         if self.path.exists():
-            part = self.path.with_name(self.path.name + ".part")
-            part.write_text("".join(json.dumps(record) + "\n" for record in kept))
-            part.replace(self.path)
+            with written_whole(self.path) as file:
+                file.writelines(f"{json.dumps(record)}\n".encode() for record in kept)
         earlier = kept[-1]["seconds"] if kept else 0.0
         self._begun = time.perf_counter() - earlier
 
@@ -116,6 +120,7 @@ class TensorBoard:
             raise ImportError(
                 'tensorboardX is not installed: pip install "mcmeqx[tensorboard]"'
             )
+        _check_every(every)
         from tensorboardX import SummaryWriter
 
         self.every = every

@@ -41,6 +41,7 @@ class Checkpoints:
             if value is not None and value < 1:
                 raise ValueError(f"{name} is a number, 1 or more, got {value}")
         self._config = config
+        self._reached: int | None = None
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep, keep_period=milestone, cleanup_tmp_directories=True
         )
@@ -55,10 +56,18 @@ class Checkpoints:
         )
 
     def save(self, state: TrainState) -> None:
-        """Begin to write `state`, unless its step is there already."""
-        step = int(state.step)
-        if self._manager.latest_step() == step:
+        """Begin to write `state`, unless it was just restored or saved.
+
+        Raises ValueError if the folder holds this step or a later one of another run.
+        """
+        step, newest = int(state.step), self._manager.latest_step()
+        if step == self._reached:
             return
+        if newest is not None and step <= newest:
+            raise ValueError(
+                f"{self._manager.directory} holds step {newest} already, this state is "
+                f"at step {step}: restore what is there, or give another folder"
+            )
         ema, training = _split(state)
         about = {
             "model": describe(state.ema),
@@ -73,6 +82,7 @@ class Checkpoints:
                 about=ocp.args.JsonSave(about),
             ),
         )
+        self._reached = step
 
     def wait(self) -> None:
         """Come back when all that was begun is on the disk."""
@@ -100,6 +110,7 @@ class Checkpoints:
                 training=ocp.args.StandardRestore(_like(training)),
             ),
         )
+        self._reached = step
         arrays = eqx.tree_at(lambda s: s.ema, restored["training"], restored["ema"])
         return eqx.combine(arrays, eqx.filter(state, eqx.is_array, inverse=True))
 

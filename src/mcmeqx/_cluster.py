@@ -31,10 +31,18 @@ def connect(
 
 
 def _found() -> bool:
-    """Whether a launcher has started more than one process of this program."""
+    """Whether a launcher has started more than one process of this program.
+
+    On a TPU VM that names no hosts JAX itself asks the cloud how many there are.
+    """
     counts = (os.environ.get(name, "1") for name in _COUNTS)
-    pod = os.environ.get("TPU_WORKER_HOSTNAMES", "")
-    return any(count.isdigit() and int(count) > 1 for count in counts) or "," in pod
+    several = any(count.isdigit() and int(count) > 1 for count in counts)
+    hosts = next((os.environ[name] for name in _HOSTS if name in os.environ), None)
+    if hosts is not None:
+        return several or "," in hosts
+    on_tpu = "TPU_ML_PLATFORM" in os.environ and "TPU_SKIP_MDS_QUERY" not in os.environ
+    return several or on_tpu
 
 
 _COUNTS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "MEGASCALE_NUM_SLICES")
+_HOSTS = ("TPU_PROCESS_ADDRESSES", "TPU_WORKER_HOSTNAMES")

@@ -103,10 +103,7 @@ def _decode_field(part: str, value: Any) -> Any:
 
 
 def _unknown(part: str, name: Any, known: dict[str, Any]) -> ValueError:
-    return ValueError(
-        f"its {part} is {name}, which is none of {', '.join(known)}: read it with "
-        "load_model(path, like)"
-    )
+    return ValueError(f"its {part} is {name}, which is none of {', '.join(known)}")
 
 
 def differences(found: dict[str, Any], wanted: dict[str, Any]) -> Iterator[str]:

@@ -6,8 +6,6 @@ description.
 
 import importlib
 import json
-import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ import numpy as np
 from mcmeqx._denoiser import Denoiser
 from mcmeqx._describe import describe, rebuild
 from mcmeqx._model_file import is_array_or_shape, named
+from mcmeqx._whole import written_whole
 
 DESCRIPTION = "mcmeqx"
 """The entry of the metadata that holds the description."""
@@ -32,17 +31,6 @@ def optional(name: str) -> Any:
         raise ImportError(
             f'exports need {name}: pip install "mcmeqx[export]"'
         ) from error
-
-
-def write_new(path: Path, write: Callable[[Path], Any]) -> None:
-    """Have `write` make a new file at `path`, whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    try:
-        write(part)
-        check_absent(path)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def check_absent(path: Path) -> None:
@@ -70,7 +58,9 @@ def export_weights(path: Path | str, model: Denoiser) -> None:
     }
     metadata = {DESCRIPTION: json.dumps(about)}
     content = library.save(arrays, metadata=metadata)
-    write_new(path, lambda part: part.write_bytes(content))
+    with written_whole(path) as file:
+        file.write(content)
+        check_absent(path)
 
 
 def read_weights(path: Path) -> Denoiser:

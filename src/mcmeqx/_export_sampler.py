@@ -19,11 +19,13 @@ import numpy as np
 from jax import export
 from jaxtyping import Array, Float
 
+from mcmeqx._checks import check_guidance, check_labels, label_range
 from mcmeqx._denoiser import Model
-from mcmeqx._export import check_absent, optional, write_new
+from mcmeqx._export import check_absent, optional
 from mcmeqx._generate import sample_rows
 from mcmeqx._model_file import is_array_or_shape
 from mcmeqx._sampler import AbstractSampler
+from mcmeqx._whole import written_whole
 from mcmeqx.nets._attention import formula_alone
 
 ExportedSampler = Callable[..., Float[Array, "n *shape"]]
@@ -49,9 +51,13 @@ def export_sampler(
     `platforms` are those of `jax.export`, by default the present one and the CPU.
 
     Raises FileExistsError if there is a file, ValueError if the model does not take a
-    sample of `shape` or lacks a label or guidance that it needs, and ImportError
-    without flatbuffers (`pip install "mcmeqx[export]"`).
+    sample of `shape` or lacks a label or guidance that it needs, or for a `batch_size`
+    below 1 or a `guidance` below 0, and ImportError without flatbuffers (`pip install
+    "mcmeqx[export]"`).
     """
+    check_guidance(guidance)
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"batch_size is None or 1 or more, got {batch_size}")
     path = Path(path)
     optional("flatbuffers")
     check_absent(path)
@@ -79,29 +85,29 @@ def export_sampler(
     about = {
         "shape": list(shape),
         "labelled": labelled,
+        "label_range": label_range(model),
         "batch_size": batch_size,
         "weights": len(weights),
         "times": times.tolist(),
     }
 
-    def write(part: Path) -> None:
+    with written_whole(path) as part:
         with zipfile.ZipFile(part, "w") as file:
             file.writestr("about.json", json.dumps(about))
             file.writestr("program", exported.serialize())
             with file.open("weights.npz", "w", force_zip64=True) as stream:
                 np.savez(stream, *[np.asarray(a) for a in weights])
-
-    write_new(path, write)
+        check_absent(path)
 
 
 def load_sampler(path: Path | str) -> ExportedSampler:
     """The sampler in `path`: `(noise, labels=None, *, seed=0) -> x`.
 
     It runs on the default device if that is one of the platforms it was exported for.
-    Row i of a stochastic sampler depends on the number of rows and `seed` too, as that
-    of `generate` on `key(seed)`. Raises FileNotFoundError, or ValueError if the file is
-    damaged or no exported sampler; the sampler raises ValueError for noise of another
-    shape and for labels missing or not taken.
+    Row i depends on its noise, its label, `seed` and i alone, as that of `generate` on
+    `key(seed)`. Raises FileNotFoundError, or ValueError if the file is damaged or no
+    exported sampler; the sampler raises ValueError for noise of another shape and for
+    labels missing, not taken or of no class.
     """
     path = Path(path)
     if not path.is_file():
@@ -142,5 +148,4 @@ def _check_rows(about: dict[str, Any], noise, labels) -> None:
             + ("needs labels" if about["labelled"] else "takes no labels")
             + f", got {'None' if labels is None else 'labels'}"
         )
-    if labels is not None and len(labels) != len(noise):
-        raise ValueError(f"got {len(noise)} rows of noise but {len(labels)} labels")
+    check_labels(labels, len(noise), about.get("label_range"))

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from mcmeqx._checks import check_labels, label_range
 from mcmeqx._sharding import check_batch_size, make_mesh, place, split_batch
 from mcmeqx._signals import stop_signals
 from mcmeqx._train import Learner, Metrics, TrainState
@@ -81,19 +82,26 @@ def fit(
 
     Raises `Interrupted` on SIGTERM or SIGINT, after the step in flight, and
     `NonFiniteLossError` after `patience` steps in a row whose loss or gradient is not
-    finite; both carry the state. Raises ValueError when the batches run out or do not
-    split over the mesh.
+    finite, and `Stopped` when the batches run out; all carry the state. Raises
+    ValueError for batches that do not split over the mesh, or hold labels that are no
+    classes of the model.
     """
-    if save_every < 1:
-        raise ValueError(f"save_every is a number of steps, got {save_every}")
+    for name, value in {"save_every": save_every, "patience": patience}.items():
+        if value < 1:
+            raise ValueError(f"{name} is a number of steps, 1 or more, got {value}")
     mesh = make_mesh() if mesh is None else mesh
     state, learner = place(state, mesh), place(learner, mesh)
     watch = _Watch(tuple(callbacks), patience)
     start = int(state.step)
-    stream = _ahead(batches, mesh, start, steps, learner.accumulate)
+    known = label_range(state.model)
+    stream = _ahead(batches, mesh, start, steps, learner.accumulate, known)
     with stop_signals() as stop:
         for step in range(start + 1, steps + 1):
-            batch = next(stream)
+            batch = next(stream, None)
+            if batch is None:
+                watch.finish(state)
+                message = f"the batches ran out before step {step} of {steps}"
+                raise Stopped(message, state)
             with jax.set_mesh(mesh):
                 state, metrics = learner.step(state, batch)
             watch.add(_Done(step, metrics, batch), state)
@@ -109,17 +117,25 @@ def fit(
 
 
 def _ahead(
-    batches: Iterable[Example], mesh: Mesh, start: int, steps: int, accumulate: int
+    batches: Iterable[Example],
+    mesh: Mesh,
+    start: int,
+    steps: int,
+    accumulate: int,
+    known: tuple[int, int] | None,
 ) -> Iterator[Example]:
-    """The batches of steps start + 1 to `steps`, each on the mesh one step early."""
+    """The batches of steps start + 1 to `steps`, each on the mesh one step early.
+
+    Fewer if they run out.
+    """
     iterator, ready = iter(batches), deque[Example]()
-    for step in range(start + 1, steps + 1):
+    for _ in range(start, steps):
         batch = next(iterator, None)
         if batch is None:
-            yield from ready
-            raise ValueError(f"the batches ran out before step {step} of {steps}")
-        rows = len(batch.x) * jax.process_count()
-        check_batch_size(rows, mesh, accumulate)
+            break
+        rows = len(batch.x)
+        check_batch_size(rows * jax.process_count(), mesh, accumulate)
+        check_labels(batch.label, rows, known)
         ready.append(split_batch(batch, mesh))
         if len(ready) > 1:
             yield ready.popleft()

@@ -1,7 +1,5 @@
 """The jitted, batched edge of sampling: samples, and a table of a model's errors."""
 
-import math
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -9,7 +7,14 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from mcmeqx._batched import batched
+from mcmeqx._checks import (
+    check_guidance,
+    check_labels,
+    check_noise,
+    label_range,
+)
 from mcmeqx._denoiser import Model
+from mcmeqx._guidance import Guided
 from mcmeqx._sampler import AbstractSampler
 from mcmeqx._step import MeasuredVariance
 from mcmeqx._types import Example
@@ -67,10 +72,11 @@ def generate(
     nothing but speed. Batches are split over all devices of this process, `batch_size`
     being rounded up to a multiple of their number. One executable serves every batch
     and every number of steps up to 64. `guidance` is the scale for a student that takes
-    one, traced too. `describe` names a progress bar.
+    one, or of a `Guided` model in place of its own; and traced. `describe` names a
+    progress bar.
 
-    Raises ValueError if `noise` is empty, `labels` differ in number, `batch_size` is
-    not positive or `guidance` negative.
+    Raises ValueError if `noise` is empty or below float32, `labels` differ in number or
+    are no classes of the model, `batch_size` is not positive or `guidance` negative.
     """
     n = len(noise)
     if n < 1 or batch_size < 1:
@@ -78,10 +84,9 @@ def generate(
             f"generate needs at least one row of noise and a batch_size of 1 or more, "
             f"got {n} rows and batch_size {batch_size}"
         )
-    if guidance is not None and not 0.0 <= guidance < math.inf:
-        raise ValueError(f"guidance is a finite scale of 0 or more, got {guidance}")
-    if labels is not None and len(labels) != n:
-        raise ValueError(f"generate got {n} rows of noise but {len(labels)} labels")
+    check_guidance(guidance)
+    check_noise(noise)
+    check_labels(labels, n, label_range(model))
     scale = None if guidance is None else jnp.float32(guidance)
     ts = np.asarray(ts, np.float32 if noise.dtype == np.float32 else np.float64)
     return batched(
@@ -114,8 +119,13 @@ def measure_x_var(
     """aDDIM's table of x_var at the rising times `ts`: the paper's measured choice.
 
     Each entry is `eta` times the mean of `|x - x_hat(z_t)|^2 / d` over the batch (Heek
-    et al. 2024, Alg. 3; eta = 0.75 is theirs).
+    et al. 2024, Alg. 3; eta = 0.75 is theirs). The errors are those of the unguided
+    model (app. A.1): ValueError for one that is `Guided`.
     """
+    if isinstance(model, Guided):
+        raise ValueError(
+            "measure_x_var is for the model without guidance: give the Guided's .model"
+        )
     if not 0.0 <= eta <= 1.0:
         raise ValueError(f"eta is a share of the squared error, in [0, 1], got {eta}")
     if not len(ts):

@@ -63,6 +63,11 @@ class Guidance(eqx.Module):
                 f"Guidance.logsnr_range rises, got {self.logsnr_range}: give the "
                 "noisier end first"
             )
+        if isinstance(self.negative, Guided):
+            raise ValueError(
+                "Guidance.negative is Guided, which makes two calls where one is "
+                "counted: give a model itself"
+            )
 
     def at(
         self,
@@ -159,8 +164,14 @@ def with_guidance_input(model: Denoiser) -> Denoiser:
     """A copy that takes a guidance scale, and at first does not heed it.
 
     What a student of a guided teacher starts from (`guidance_range` of the loss).
+    Raises ValueError if the model takes one already.
     """
     network: Any = model.network
+    if network.config.guidance_input:
+        raise ValueError(
+            "with_guidance_input is for a model that takes no guidance scale: this one "
+            "does, and would forget what it learned of it"
+        )
     unheard = unheard_guidance(network.embed.project.weight.shape[0])
     config = replace(network.config, guidance_input=True)
     return _of_config(model, config, guidance=unheard)

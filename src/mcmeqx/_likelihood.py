@@ -41,7 +41,6 @@ def log_likelihood(
     probes: int | None = None,
     solver: Solver = TSIT5,
     stepsize_controller: StepSizeController = ADAPTIVE,
-    max_steps: int = 4096,
     key: Key[Array, ""] | None = None,
 ) -> Likelihood:
     """`log p(x)` of one example by the instantaneous change of variables.
@@ -86,7 +85,6 @@ def log_likelihood(
         1.0,
         solver=solver,
         stepsize_controller=stepsize_controller,
-        max_steps=max_steps,
     )
     prior = -0.5 * (jnp.sum((z + change) ** 2) + d * math.log(2.0 * math.pi))
     scaled = prior + d * jnp.log(schedule.alpha(0.0)).astype(x.dtype)
@@ -97,19 +95,22 @@ def log_likelihood(
     return Likelihood(scaled + jnp.mean(integrals), error, evaluations)
 
 
-def dequantise(x: Sample, *, key: Key[Array, ""], levels: int = 256) -> Sample:
-    """Pixels in [-1, 1] of `levels` values, spread evenly over the bins between them.
+_BIN = 2.0 / 255
+"""The width of one of 256 values in [-1, 1]."""
 
-    `x + u` with u uniform over a bin, `2 / (levels - 1)` wide (Theis et al. 2016).
+
+def dequantise(x: Sample, *, key: Key[Array, ""]) -> Sample:
+    """Pixels in [-1, 1] of 256 values, spread evenly over the bins between them.
+
+    `x + u` with u uniform over a bin, 2 / 255 wide (Theis et al. 2016).
     """
-    half = 1.0 / (levels - 1)
-    return x + jax.random.uniform(key, x.shape, x.dtype, -half, half)
+    return x + jax.random.uniform(key, x.shape, x.dtype, -0.5 * _BIN, 0.5 * _BIN)
 
 
-def bits_per_dim(nats: Scalar, d: int, *, levels: int = 256) -> Scalar:
-    """Bits per dimension of pixels in [-1, 1] of `levels` values, from `log p(x + u)`.
+def bits_per_dim(nats: Scalar, d: int) -> Scalar:
+    """Bits per dimension of pixels in [-1, 1] of 256 values, from `log p(x + u)`.
 
-    `-(nats / d + log(2 / (levels - 1))) / log 2`: with `dequantise`d x, on average an
+    `-(nats / d + log(2 / 255)) / log 2`: with `dequantise`d x, on average an
     upper bound on the bits of the discrete pixels.
     """
-    return -(nats / d + math.log(2.0 / (levels - 1))) / math.log(2.0)
+    return -(nats / d + math.log(_BIN)) / math.log(2.0)

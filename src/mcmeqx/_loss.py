@@ -145,9 +145,9 @@ def annealed_steps(
     """`step -> N`, exponential from `start` to `stop` in `over` steps, then constant.
 
     The defaults are the paper's for ImageNet (sec. 3). N is traced: no step recompiles.
-    Raises ValueError unless `1 <= start <= stop` and `over >= 1`.
+    Raises ValueError unless `1 <= start <= stop`, finite, and `over >= 1`.
     """
-    if not 1 <= start <= stop or over < 1:
+    if not 1 <= start <= stop < math.inf or over < 1:
         raise ValueError(
             "teacher steps anneal from start >= 1 up to stop over at least one "
             f"training step, got start={start}, stop={stop}, over={over}"
@@ -196,8 +196,14 @@ class MultistepConsistencyLoss(AbstractLoss):
     None for a student that takes none."""
 
     def __check_init__(self):
-        if self.guidance_range is not None:
-            check_guidance_range(self.guidance_range)
+        if self.guidance_range is None:
+            return
+        check_guidance_range(self.guidance_range)
+        if getattr(self.teacher, "guidance", True) is None:
+            raise ValueError(
+                f"guidance_range {self.guidance_range} asks a guidance scale of a "
+                f"{type(self.teacher).__name__} without guidance: give it a Guidance"
+            )
 
     def __call__(
         self,

@@ -1,7 +1,6 @@
 """One file, one model: a line of JSON that says what it is, and then its arrays."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -12,6 +11,7 @@ import numpy as np
 
 from mcmeqx._denoiser import Denoiser
 from mcmeqx._describe import check_parts, describe, differences, rebuild
+from mcmeqx._whole import written_whole
 
 
 def is_array_or_shape(leaf: Any) -> bool:
@@ -41,15 +41,13 @@ def save_model(
     back as float32. Raises ValueError, and writes nothing, if one is too large for it.
     """
     path = Path(path)
-    part = path.with_name(path.name + ".part")
     header, arrays = _header(model), eqx.filter(model, is_array_or_shape)
     if stored is not None:
         header |= {"stored": stored}
         arrays = jax.tree.map(_halved, arrays)
-    with part.open("wb") as file:
+    with written_whole(path) as file:
         file.write(json.dumps(header).encode() + b"\n")
         eqx.tree_serialise_leaves(file, arrays)
-    os.replace(part, path)
 
 
 def _halved(leaf: jax.Array) -> jax.Array:
@@ -88,6 +86,9 @@ def _read(path: Path | str, like: Denoiser | None) -> Denoiser:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no model file {path}")
+    remedy = "Give the file that the same recipe and preset wrote"
+    if like is None:
+        remedy = "A model with parts of your own is read by load_model(path, like)"
     try:
         with path.open("rb") as file:
             found = json.loads(file.readline())
@@ -100,8 +101,7 @@ def _read(path: Path | str, like: Denoiser | None) -> Denoiser:
                 raise ValueError("it goes on after its last array")
     except (RuntimeError, ValueError, KeyError, TypeError, EOFError) as error:
         raise ValueError(
-            f"{path} does not hold a model of this network: {error}. Give the file "
-            "that the same recipe and preset wrote"
+            f"{path} does not hold a model of this network: {error}. {remedy}"
         ) from error
     return eqx.combine(arrays, static)
 

@@ -36,6 +36,7 @@ Field = Callable[[Scalar, PyTree], PyTree]
 
 # Of the way from t to s. Starting at y = 0, diffrax would choose one of 1e-4.
 _FIRST_STEP = 1 / 32
+_MOST_STEPS = 4096
 _SHORTEST_STEP = 1e-6
 
 
@@ -114,16 +115,15 @@ def integrate(
     *,
     solver: Solver,
     stepsize_controller: StepSizeController,
-    max_steps: int,
 ) -> tuple[PyTree, Int[Array, ""]]:
     """The y at s of `dy/dtheta = field(time, y)` from `start` at t, and the cost.
 
     s may lie before or after t. Raises an error when a solve needs more than
-    `max_steps` steps, which says where, or meets a number that is not finite.
+    4096 steps, which says where, or meets a number that is not finite.
     """
     check_solver(solver, stepsize_controller)
     stages, first = _calls(solver)
-    first_step = _FIRST_STEP
+    first_step, max_steps = _FIRST_STEP, _MOST_STEPS
     if isinstance(stepsize_controller, diffrax.StepTo):
         first_step = None
         max_steps = max(max_steps, len(stepsize_controller.ts) - 1)
@@ -188,7 +188,6 @@ def probability_flow(
     *,
     solver: Solver = TSIT5,
     stepsize_controller: StepSizeController = ADAPTIVE,
-    max_steps: int = 4096,
 ) -> Flow:
     """`z` at time t carried to time s along the probability flow: one example.
 
@@ -196,8 +195,8 @@ def probability_flow(
     method of diffrax for an ODE; its own time runs from 0 at t to 1 at s, which a
     `stepsize_controller` other than `fixed_steps` and `adaptive_steps` must know.
 
-    Raises an error where a solve takes more than `max_steps` steps or ever shorter
-    ones, which names the time, or ends with a number that is not finite.
+    Raises an error where a solve takes more than 4096 steps or ever shorter ones,
+    which names the time, or ends with a number that is not finite.
     """
 
     def field(time: Scalar, y: Sample) -> Sample:
@@ -211,7 +210,6 @@ def probability_flow(
         s,
         solver=solver,
         stepsize_controller=stepsize_controller,
-        max_steps=max_steps,
     )
     return Flow(z + change, evaluations, change)
 

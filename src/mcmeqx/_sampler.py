@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
+from mcmeqx._checks import check_noise
 from mcmeqx._schedule import AbstractNoiseSchedule
 from mcmeqx._step import (
     VarianceFn,
@@ -182,8 +183,8 @@ class Heun(AbstractStepSampler):
 def uniform_grid(steps: int) -> np.ndarray:
     """`1, 1 - 1/steps, ..., 0`: the `steps + 1` times of a uniform sampling grid.
 
-    Every k / steps is rounded once, so a student's grid holds its segment ends bit for
-    bit. Raises ValueError unless `steps` is a positive integer.
+    Every k / steps is rounded once. Raises ValueError unless `steps` is a positive
+    integer.
     """
     if steps < 1 or steps != int(steps):
         raise ValueError(
@@ -205,7 +206,8 @@ def sample(
 
     `ts` falls from its first entry to its last, for instance `uniform_grid(8)`; along
     `ProbabilityFlow` it may also rise, which encodes data as noise. One example;
-    `generate` is the batched edge.
+    `generate` is the batched edge. Raises ValueError for `z` below float32.
     """
+    check_noise(z)
     ts = jnp.asarray(ts, jnp.result_type(z))
     return sampler.run(denoise, schedule, z, ts, key=key)

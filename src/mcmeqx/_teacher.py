@@ -6,7 +6,7 @@ which no small difference of large numbers is ever taken.
 """
 
 from abc import abstractmethod
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import equinox as eqx
 import jax
@@ -45,6 +45,9 @@ class AbstractTeacher(eqx.Module):
 
 class DataTeacher(AbstractTeacher):
     """The data point itself: consistency training, which needs no teacher model."""
+
+    guidance: ClassVar[None] = None
+    """Data cannot be guided."""
 
     def step(
         self,

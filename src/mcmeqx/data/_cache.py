@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mcmeqx.data._whole import written_whole
+from mcmeqx._whole import written_whole
 
 Arrays = dict[str, np.ndarray]
 

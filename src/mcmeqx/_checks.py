@@ -1,0 +1,52 @@
+"""Refusals of what would silently give something else."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from mcmeqx._guidance import Guided
+from mcmeqx._types import NULL_LABEL
+
+
+def check_noise(z: Any) -> None:
+    """ValueError for a precision that cannot tell neighbouring times apart."""
+    if jnp.finfo(z.dtype).bits < 32:
+        raise ValueError(
+            f"noise is float32 or float64, got {z.dtype}: a network computes in a "
+            "precision of its own, but times and samples need this one"
+        )
+
+
+def check_guidance(scale: float | None) -> None:
+    """ValueError for a scale at which no student was taught."""
+    if scale is not None and not 0.0 <= scale < math.inf:
+        raise ValueError(f"guidance is a finite scale of 0 or more, got {scale}")
+
+
+def label_range(model: Any) -> tuple[int, int] | None:
+    """Lowest and highest label that a network of the library tells apart."""
+    model = model.model if isinstance(model, Guided) else model
+    embed = getattr(getattr(model, "network", None), "embed", None)
+    if embed is None or embed.classes is None:
+        return None
+    return (
+        NULL_LABEL if embed.null_class else 0,
+        len(embed.classes) - embed.null_class - 1,
+    )
+
+
+def check_labels(labels: Any, rows: int, known: Sequence[int] | None) -> None:
+    """ValueError unless there is one label a row, each in `known`."""
+    if labels is None:
+        return
+    if len(labels) != rows:
+        raise ValueError(f"got {rows} rows but {len(labels)} labels")
+    low, high = int(np.min(labels)), int(np.max(labels))
+    if known is not None and not known[0] <= low <= high <= known[1]:
+        raise ValueError(
+            f"labels go from {low} to {high}, the model's classes from {known[0]} to "
+            f"{known[1]}"
+        )
