@@ -61,12 +61,14 @@ def claim(out: Path, recipe: str, config: Any, *apart: str, **more: Any) -> Path
             f"{out} has files in it but no config.json of this recipe; "
             "give another --out"
         )
+    # All have looked before one writes.
+    meet("run folder found")
     if first():
         out.mkdir(parents=True, exist_ok=True)
         with whole(path) as part:
             part.write_text(json.dumps(wanted, indent=1) + "\n")
         print(f"run folder: {out}", flush=True)
-    meet("run folder")
+    meet("run folder made")
     return out
 
 
@@ -103,8 +105,11 @@ def whole(path: Path) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{_PART}{os.getpid()}_{path.name}")
-    yield part
-    part.replace(path)
+    try:
+        yield part
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def is_part(path: Path) -> bool:

@@ -16,6 +16,7 @@ from _stages import (
     WEIGHTINGS,
     Preset,
     computed,
+    denoiser_shapes,
     load,
     new_denoiser,
     with_label_dropout,
@@ -96,6 +97,22 @@ def run_student(
             "for a teacher that is trained here, --teacher scratch; "
             f"{plan.teacher} is given"
         )
+    start_steps, stop_steps, over = plan.training.anneal
+    steps = min(over, plan.training.iterations)
+    annealed = mc.annealed_steps(start_steps, stop_steps, steps)
+
+    def taught_by(teacher: mc.Denoiser) -> mc.MultistepConsistencyLoss:
+        return mc.MultistepConsistencyLoss(
+            make_teacher(teacher),
+            segments,
+            annealed,
+            WEIGHTINGS[plan.training.weighting],
+            plan.training.distance,
+            guidance_range,
+        )
+
+    # ValueError for what would fail later.
+    taught_by(denoiser_shapes(preset))
     scale: Any = None if guidance is None else guidance.scale
     asked = None if guidance_range is None else scale
     later = ("evaluation", *MACHINE, "replay")
@@ -114,20 +131,10 @@ def run_student(
         key=keys[1],
     )
     started = started or teacher.model
-    start_steps, stop_steps, over = plan.training.anneal
     student = train(
         "student",
         run,
-        mc.MultistepConsistencyLoss(
-            make_teacher(teacher.model),
-            segments,
-            mc.annealed_steps(
-                start_steps, stop_steps, min(over, plan.training.iterations)
-            ),
-            WEIGHTINGS[plan.training.weighting],
-            plan.training.distance,
-            guidance_range,
-        ),
+        taught_by(teacher.model),
         started if asked is None else mc.with_guidance_input(started),
         images,
         student_plan,

@@ -93,8 +93,8 @@ def train(
 ) -> Trained:
     """The EMA after `plan.iterations` steps; resumes, or loads what is done.
 
-    Writes `<name>.eqx`, checkpoints in `<name>/`, metrics in `<name>.jsonl` and, ten
-    times, DDIM samples at the times `grid` (and the scale `guidance`, if the model
+    Writes `<name>.eqx`, checkpoints in `<name>/`, metrics in `<name>.jsonl` and, some
+    ten times, DDIM samples at the times `grid` (and the scale `guidance`, if the model
     takes one) in `<name>_samples/`.
     """
     done, log = run / f"{name}.eqx", run / f"{name}.jsonl"
@@ -194,7 +194,8 @@ def _last_words(
             file=sys.stderr,
         )
         return SystemExit(1)
-    assert isinstance(stopped, mc.Interrupted)
+    if not isinstance(stopped, mc.Interrupted):
+        raise stopped
     print(
         f"\n{stopped}; saved. The same command goes on:\n\n    {command}\n",
         file=sys.stderr,

@@ -1,7 +1,7 @@
 """One image turned into another through noise, along the teacher's probability flow.
 
     python recipes/interpolate.py
-    python recipes/interpolate.py --emoji64-dir . --out docs/interpolation.png
+    python recipes/interpolate.py --emoji64-dir . --out emoji.png
 
 Two images of one class are encoded to the noise that makes them, the noise is turned
 from the one to the other along a great circle, and every step of the turn is decoded.

@@ -6,6 +6,7 @@ import dataclasses
 import inspect
 import itertools
 import json
+import math
 import re
 import subprocess
 import sys
@@ -473,6 +474,8 @@ def test_teacher_recipe_writes_a_model_that_the_others_take(
             {"guidance": 0.5, "training": Training(label_dropout=0.0)},
             "needs a teacher with a null class",
         ),
+        ({"training": Training(anneal=(16.0, 8.0, 240))}, "start=16.0, stop=8"),
+        ({"training": Training(anneal=(16.0, math.inf, 240))}, "stop=inf"),
         ({"guidance": 0.5, "guidance_interval": (1.0, 0.0)}, "rises"),
         (
             {"teacher": "bare.eqx", "steps": 1},
