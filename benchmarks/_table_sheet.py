@@ -19,14 +19,14 @@ def sheet(
     seed: int,
     path: Path,
 ) -> None:
-    """A column for each class, a row for each model that distillation has trained.
+    """A column for each class, a row for each model by distillation in `rows`.
 
-    A sheet that is there stays if a student of the table's `rows` lies elsewhere.
+    A sheet that is there stays if one of those students lies elsewhere.
     """
     named = {f"CD {row['evaluations']}" for row in rows if row["method"] == "CD"}
     students = {c.name: c.student for c in cells() if c.method == "CD" and c.student}
-    trained = {n: s for n, s in students.items() if is_trained(s, work)}
-    missing = named - set(trained)
+    trained = [s for n, s in students.items() if n in named and is_trained(s, work)]
+    missing = named - {f"CD {student.segments}" for student in trained}
     if missing and path.exists():
         print(f"{path} stays: {', '.join(sorted(missing))} lie in another --work")
         return
@@ -34,7 +34,7 @@ def sheet(
         f"teacher, {MANY[0]} steps": (teacher, MANY[0]),
         "teacher, 8 steps": (teacher, 8),
     }
-    for student in reversed(trained.values()):
+    for student in reversed(trained):
         model = student_of(student, teacher, images, work, seed)
         models[f"student, {student.segments}"] = (model, student.segments)
     labels = np.arange(len(images.images.classes), dtype=np.int32)

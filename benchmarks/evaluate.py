@@ -13,6 +13,7 @@ The same command goes on where it was stopped, and does nothing twice.
 import shlex
 import sys
 from dataclasses import dataclass
+from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -23,7 +24,7 @@ from _data_sets import DATA, read_pixels
 from _evaluation import drawn_labels, evaluate, evaluate_images
 from _measured_data import Data, from_images, from_statistics
 from _networks import NETWORKS
-from _recipes import file_name
+from _recipes import at_least, file_name
 from _results import add_row, write_card
 
 import mcmeqx as mc
@@ -84,23 +85,34 @@ def main(config: Config) -> Path:
     """Measure each seed, add what the table lacks, and return the table."""
     if (config.checkpoint is None) == (config.images is None):
         raise ValueError("give --checkpoint or --images, and not both")
-    network = NETWORKS[config.network](config.weights, config.weights_sha256)
-    folder, size = config.out / "features", config.batch_size
-    images = None
-    if config.statistics is not None:
-        data = from_statistics(config.statistics, network, folder, batch_size=size)
-    else:
-        images = DATA[config.data](config.data_path)
-        data = from_images(images, network, folder, batch_size=size)
+    at_least(
+        1, seeds=len(config.seeds), steps=config.steps, batch_size=config.batch_size
+    )
+    at_least(2, samples=config.samples)
     source = config.checkpoint or config.images
     assert source is not None
+    network = NETWORKS[config.network](config.weights, config.weights_sha256)
+    images = None
+    if config.statistics is None:
+        images = DATA[config.data](config.data_path)
+    # What is measured comes first: features of the data may take hours.
     options: dict[str, Any] = {"name": source.name, "guidance": ""}
     if config.checkpoint is not None:
         options |= {"steps": config.steps, "sampler": config.sampler}
         options |= {} if config.guidance is None else {"guidance": config.guidance}
-        results = _of_model(config, images, data)
+        model, pixels = _model(config, source, images), None
     else:
-        results = _of_images(config, source, data)
+        model, pixels = None, read_pixels(source)
+    folder, size = config.out / "features", config.batch_size
+    if config.statistics is not None:
+        data = from_statistics(config.statistics, network, folder, batch_size=size)
+    else:
+        assert images is not None
+        data = from_images(images, network, folder, batch_size=size)
+    if pixels is None:
+        results = _of_model(config, model, images, data)
+    else:
+        results = _of_images(config, pixels, data)
     options["command"] = shlex.join(["python", *sys.argv])
     table = config.table or config.out / "evaluations.csv"
     rows = []
@@ -109,7 +121,9 @@ def main(config: Config) -> Path:
         add_row(table, rows[-1])
         numbers = (f"{k} {result[k]:.6g}" for k in ("frechet", "floor") if k in result)
         print(f"seed {result['seed']}: {', '.join(numbers)}", flush=True)
-    card = config.out / f"{file_name(source.stem)}_{rows[0]['id']}.json"
+    ids = "".join(row["id"] for row in rows)
+    named = rows[0]["id"] if len(rows) == 1 else sha256(ids.encode()).hexdigest()[:16]
+    card = config.out / f"{file_name(source.stem)}_{named}.json"
     versions = {name: version(name) for name in ("mcmeqx", "jax", "numpy")}
     summary = write_card(card, rows, versions=versions)
     for metric, value in summary.items():
@@ -120,8 +134,7 @@ def main(config: Config) -> Path:
     return table
 
 
-def _of_images(config: Config, source: Path, data: Data):
-    pixels = read_pixels(source)
+def _of_images(config: Config, pixels: np.ndarray, data: Data):
     for seed in config.seeds:
         yield evaluate_images(
             pixels,
@@ -133,12 +146,15 @@ def _of_images(config: Config, source: Path, data: Data):
         )
 
 
-def _of_model(config: Config, images: mc.data.Images | None, data: Data):
-    assert config.checkpoint is not None
-    model: Any = mc.load(config.checkpoint)
-    about, guidance = model.network.config, config.guidance
-    shape = (about.channels, about.image_size, about.image_size)
-    classes = np.arange(about.classes or 0) if images is None else images.labels
+def _model(config: Config, source: Path, images: mc.data.Images | None) -> Any:
+    """The model, if it draws images such as these."""
+    model: Any = mc.load(source)
+    about = model.network.config
+    if not hasattr(about, "image_size"):
+        raise ValueError(
+            f"{source} holds a {type(about).__name__}, which draws no images"
+        )
+    shape = _shape(model)
     if images is not None and images.shape != shape:
         raise ValueError(f"{images.name} has images {images.shape}, the model {shape}")
     if images is not None and about.classes not in (None, len(images.classes)):
@@ -146,6 +162,17 @@ def _of_model(config: Config, images: mc.data.Images | None, data: Data):
             f"{images.name} has {len(images.classes)} classes, the model "
             f"{about.classes}"
         )
+    return model
+
+
+def _shape(model: Any) -> tuple[int, int, int]:
+    about = model.network.config
+    return about.channels, about.image_size, about.image_size
+
+
+def _of_model(config: Config, model: Any, images: mc.data.Images | None, data: Data):
+    about, guidance, shape = model.network.config, config.guidance, _shape(model)
+    classes = np.arange(about.classes or 0) if images is None else images.labels
     if guidance is not None and not about.guidance_input:
         model, guidance = mc.Guided(model, mc.Guidance(guidance)), None
     for seed in config.seeds:

@@ -32,10 +32,19 @@ COLUMNS: tuple[str, ...] = (
 )
 
 
+UVITS = (
+    "demo64",
+    "imagenet64_small",
+    "imagenet64_large",
+    "imagenet128_small",
+    "imagenet128_large",
+)
+
+
 def parse() -> argparse.Namespace:
     """The options."""
     parser = argparse.ArgumentParser(description="Bytes a device of a training step")
-    parser.add_argument("--network", default="imagenet64_large")
+    parser.add_argument("--network", default="imagenet64_large", choices=UVITS)
     parser.add_argument("--devices", type=int, default=8, help="fake CPU devices")
     parser.add_argument("--fsdp", type=int, default=8)
     parser.add_argument("--batch-size", type=int, default=8)

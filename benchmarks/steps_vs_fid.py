@@ -6,7 +6,7 @@
 Students of 1 to 16 steps by distillation (CD) and consistency training (CT), against
 their teacher's samplers at as many evaluations. Cells that the table holds are skipped;
 a run that was cut goes on. Also table 2 (constant teacher steps) and table 4 (aDDIM as
-the teacher's step; elsewhere it is DDIM) of Heek et al. 2024.
+the teacher's step; elsewhere it is that of the image set's preset) of Heek et al. 2024.
 """
 
 from dataclasses import dataclass
@@ -17,6 +17,7 @@ import _table_data
 from _evaluation import drawn_labels, evaluate
 from _machine import Hosts, Mesh, start
 from _measured_data import from_images
+from _recipes import at_least
 from _results import add_row
 from _scores import METRICS
 from _table_cells import Cell, cells
@@ -74,6 +75,8 @@ class Config:
 
 def main(config: Config) -> Path:
     """Measure what is not in the table yet; return the table's path."""
+    at_least(1, seeds=config.seeds)
+    at_least(2, samples=config.samples)
     wanted = [c for c in cells() if not config.only or c.name in config.only]
     unknown = set(config.only) - {cell.name for cell in wanted}
     if unknown:
@@ -119,10 +122,10 @@ def main(config: Config) -> Path:
     rows = [row for row in read_rows(table, COLUMNS) if _belongs(row, images, config)]
     methods = list(dict.fromkeys(cell.method for cell in cells()))
     rows.sort(key=lambda row: methods.index(row["method"]))
+    print(f"\n{text(rows)}\n\nBlock 3, 24 features:\n\n{text(rows, EARLY[0])}")
     plot(rows, table.with_suffix(".png"))
     picture = table.with_name(f"{table.stem}_samples.png")
     sheet(images, teacher, rows, work, config.seed, picture)
-    print(f"\n{text(rows)}\n\nBlock 3, 24 features:\n\n{text(rows, EARLY[0])}")
     print(f"\n{table}, {table.stem}.png, {picture.name}")
     return table
 
@@ -148,9 +151,10 @@ def _about(cell: Cell, images: ImageSet, config: Config) -> dict[str, Any]:
 
 
 def _belongs(row: dict[str, str], images: ImageSet, config: Config) -> bool:
-    """Whether a row is of these samples and plans, not of former ones."""
+    """Whether a row is of these samples, seed and plans, not of others."""
     plans = {images.plan(taught) for taught in get_args(Taught)}
-    return row["samples"] == str(config.samples) and row["plan"] in plans
+    own = {"samples": str(config.samples), "training_seed": str(config.seed)}
+    return row["plan"] in plans and own.items() <= row.items()
 
 
 def _key(row: dict[str, Any]) -> tuple[str, ...]:

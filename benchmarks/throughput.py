@@ -20,6 +20,7 @@ blocks under a scan has none.
 
 import itertools
 import os
+import re
 import statistics
 import time
 from dataclasses import dataclass
@@ -173,6 +174,10 @@ def row(
 
 def main(config: Config) -> None:
     """Measure, and add each row as it is there."""
+    for name in config.jobs:
+        if name not in TRAINING and not re.fullmatch(r"sample[1-9]\d*", name):
+            jobs = ", ".join(TRAINING)
+            raise ValueError(f"jobs are {jobs} and sample<steps>, got {name}")
     with appended(config.out, COLUMNS) as table:
         for network, name, batch_size, precision in itertools.product(
             config.networks, config.jobs, config.batch_sizes, config.precisions

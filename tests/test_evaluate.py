@@ -119,6 +119,9 @@ def test_a_model_gives_a_row_a_seed_and_a_card_and_nothing_twice(tiny, model, im
     (kept,) = Path("out").rglob("reference.npz")
     data = from_statistics(kept, Corners(), Path("out"))
     assert (data.reference.name, data.reference.count) == ("noise", 90)
+    evaluate.main(replace(config, seeds=(0,)))
+    cards = [json.loads(path.read_text()) for path in Path("out").glob("*.json")]
+    assert sorted(len(card["seeds"]) for card in cards) == [1, 3]
 
 
 def test_the_distance_is_that_of_the_samples_that_the_model_gives(
@@ -317,6 +320,22 @@ def test_statistics_stand_in_for_data_and_adms_images_for_its_features(tmp_path,
     np.testing.assert_allclose(found.kept.mean(0), rows.mean(0), atol=1e-6)
     with pytest.raises(ValueError, match="choose the same network"):
         from_statistics(Path("adm.npz"), Corners(), tmp_path)
+
+
+def test_inputs_are_looked_at_before_the_data(tiny, model, monkeypatch):
+    monkeypatch.setattr(evaluate, "from_images", lambda *_: pytest.fail("too late"))
+    mlp = mc.nets.MLPConfig(2, 8, 1, embedding=8).build(key=jax.random.key(0))
+    mc.save_model("mlp.eqx", mc.Denoiser(mlp, mc.Cosine()))
+    for changes, error, message in (
+        ({"checkpoint": Path("typo.eqx")}, FileNotFoundError, r"typo\.eqx"),
+        ({"checkpoint": Path("mlp.eqx")}, ValueError, "MLPConfig, which draws no"),
+        ({"images": Path("typo.npz")}, FileNotFoundError, r"typo\.npz"),
+        ({"checkpoint": model, "steps": 0}, ValueError, "steps is 1 or more"),
+        ({"checkpoint": model, "samples": 1}, ValueError, "samples is 2 or more"),
+        ({"checkpoint": model, "seeds": ()}, ValueError, "seeds is 1 or more"),
+    ):
+        with pytest.raises(error, match=message):
+            evaluate.main(evaluate.Config(**changes))
 
 
 def test_what_cannot_work_is_refused(tiny, model, images, monkeypatch):

@@ -142,6 +142,14 @@ def test_the_sheet_has_a_row_for_each_trained_student(tiny, monkeypatch):
     assert all(x.shape == (2, 1, 8, 8) for x in drawn.values())
     ends = list(drawn.values())
     assert all(np.any(ends[i] != ends[j]) for i in range(4) for j in range(i))
+    # A student of a former plan, which nobody asks for, does not stop the others.
+    Path("runs/table/fashion_mnist/cd_1/config.json").write_text("{}")
+    table = tiny.out / "steps_vs_fid_fashion_mnist.csv"
+    rows = table.read_text().splitlines(keepends=True)
+    table.write_text("".join(row for row in rows if ",CD,1," not in row))
+    drawn.clear()
+    steps_vs_fid.main(dataclasses.replace(tiny, only=("CD 2",), seeds=1))
+    assert list(drawn)[2:] == ["student, 2"]
 
 
 @pytest.mark.slow
@@ -156,6 +164,15 @@ def test_a_sheet_stays_where_a_student_of_the_table_lies_elsewhere(tiny, capsys)
     steps_vs_fid.main(dataclasses.replace(tiny, only=("DDIM 1",), seeds=1))
     assert picture.read_bytes() == before
     assert f"{picture} stays: CD 2 lie in another --work" in capsys.readouterr().out
+
+
+def test_rows_of_another_training_seed_are_not_mixed_in(tiny):
+    images, config = _table_data.fashion_mnist(None), steps_vs_fid.Config(seed=1)
+    row = {"samples": "5000", "plan": images.plan("cd"), "training_seed": "1"}
+    assert steps_vs_fid._belongs(row, images, config)
+    assert not steps_vs_fid._belongs(row | {"training_seed": "0"}, images, config)
+    with pytest.raises(ValueError, match="seeds is 1 or more, got 0"):
+        steps_vs_fid.main(dataclasses.replace(tiny, seeds=0))
 
 
 def test_the_text_of_a_table_is_the_mean_and_range_of_each_cell():
