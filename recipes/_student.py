@@ -16,7 +16,6 @@ from _stages import (
     WEIGHTINGS,
     Preset,
     computed,
-    denoiser_shapes,
     load,
     new_denoiser,
     with_label_dropout,
@@ -98,21 +97,8 @@ def run_student(
             f"{plan.teacher} is given"
         )
     start_steps, stop_steps, over = plan.training.anneal
-    steps = min(over, plan.training.iterations)
-    annealed = mc.annealed_steps(start_steps, stop_steps, steps)
-
-    def taught_by(teacher: mc.Denoiser) -> mc.MultistepConsistencyLoss:
-        return mc.MultistepConsistencyLoss(
-            make_teacher(teacher),
-            segments,
-            annealed,
-            WEIGHTINGS[plan.training.weighting],
-            plan.training.distance,
-            guidance_range,
-        )
-
-    # ValueError for what would fail later.
-    taught_by(denoiser_shapes(preset))
+    over = min(over, plan.training.iterations)
+    annealed = mc.annealed_steps(start_steps, stop_steps, over)
     scale: Any = None if guidance is None else guidance.scale
     asked = None if guidance_range is None else scale
     later = ("evaluation", *MACHINE, "replay")
@@ -134,7 +120,14 @@ def run_student(
     student = train(
         "student",
         run,
-        taught_by(teacher.model),
+        mc.MultistepConsistencyLoss(
+            make_teacher(teacher.model),
+            segments,
+            annealed,
+            WEIGHTINGS[plan.training.weighting],
+            plan.training.distance,
+            guidance_range,
+        ),
         started if asked is None else mc.with_guidance_input(started),
         images,
         student_plan,
