@@ -13,6 +13,7 @@ The same command goes on where it was stopped, and does nothing twice.
 import shlex
 import sys
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
@@ -100,23 +101,20 @@ def main(config: Config) -> Path:
     if config.checkpoint is not None:
         options |= {"steps": config.steps, "sampler": config.sampler}
         options |= {} if config.guidance is None else {"guidance": config.guidance}
-        model, pixels = _model(config, source, images), None
+        model = _model(config, source, images)
+        measured = partial(_of_model, config, model, images)
     else:
-        model, pixels = None, read_pixels(source)
+        measured = partial(_of_images, config, read_pixels(source))
     folder, size = config.out / "features", config.batch_size
     if config.statistics is not None:
         data = from_statistics(config.statistics, network, folder, batch_size=size)
     else:
         assert images is not None
         data = from_images(images, network, folder, batch_size=size)
-    if pixels is None:
-        results = _of_model(config, model, images, data)
-    else:
-        results = _of_images(config, pixels, data)
     options["command"] = shlex.join(["python", *sys.argv])
     table = config.table or config.out / "evaluations.csv"
     rows = []
-    for result in results:
+    for result in measured(data):
         rows.append(result | options)
         add_row(table, rows[-1])
         numbers = (f"{k} {result[k]:.6g}" for k in ("frechet", "floor") if k in result)

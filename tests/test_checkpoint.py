@@ -120,7 +120,9 @@ def test_a_checkpoint_and_what_callbacks_wrote_are_of_one_step():
     assert saved == [(4, 4), (8, 8)]
     assert told == list(range(1, 10))
     for name in ("save_every", "patience"):
-        with pytest.raises(ValueError, match=f"{name} is .* 1 or more, got 0"):
+        with pytest.raises(
+            ValueError, match=f"{name} is a number of steps, 1 or more, got 0"
+        ):
             fit(made, start(made), [], steps=1, **{name: 0})
 
 

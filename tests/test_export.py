@@ -134,7 +134,7 @@ def test_a_part_that_is_not_the_librarys_is_named(tmp_path):
     save_model(tmp_path / "gain.eqx", foreign)
     with pytest.raises(
         ValueError,
-        match=r"network is Gain, .*, UViTConfig\. .*load_model\(path, like\)",
+        match=r"is Gain, .* MLPConfig, UNetConfig, UViTConfig\. .*load_model\(path, like\)",
     ):
         load(tmp_path / "gain.eqx")
     again = load_model(tmp_path / "gain.eqx", foreign)

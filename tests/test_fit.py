@@ -22,8 +22,8 @@ from mcmeqx import (
     Learner,
     MultistepConsistencyLoss,
     NonFiniteLossError,
+    OutOfBatchesError,
     Segments,
-    Stopped,
     fit,
     make_mesh,
 )
@@ -128,7 +128,7 @@ def test_a_run_that_recovers_each_time_goes_on_to_its_end():
 def test_what_was_reached_when_the_batches_ran_out_is_handed_over():
     made, seen = learner(), []
     note = [lambda step, state, metrics: seen.append(step)]
-    with pytest.raises(Stopped, match="ran out before step 4 of 9") as error:
+    with pytest.raises(OutOfBatchesError, match="ran out before step 4 of 9") as error:
         fit(made, start(made), batches(3), steps=9, callbacks=note)
     assert seen == [1, 2, 3]
     whole = fit(made, start(made), batches(3), steps=3)

@@ -571,7 +571,7 @@ def test_generate_refuses_what_does_not_fit():
         call(noise[:0])
     with pytest.raises(ValueError, match="batch_size 0"):
         call(noise, batch_size=0)
-    with pytest.raises(ValueError, match="3 rows but 2 labels"):
+    with pytest.raises(ValueError, match="3 rows of noise but 2 labels"):
         call(noise, np.zeros(2, np.int32))
     with pytest.raises(ValueError, match="float32 or float64, got float16"):
         call(noise.astype(np.float16))

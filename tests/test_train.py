@@ -174,6 +174,8 @@ def test_fit_names_what_is_wrong_with_the_batches():
     made = learner()
     with pytest.raises(ValueError, match=r"batch_size 6 .* 4 devices"):
         fit(made, made.init(model(), key=KEY), batches(1, size=6), steps=1)
+    with pytest.raises(ValueError, match="before step 3 of 5"):
+        fit(made, made.init(model(), key=KEY), batches(2), steps=5)
 
 
 def test_annealed_training_compiles_once():

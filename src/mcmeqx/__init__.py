@@ -26,6 +26,7 @@ from mcmeqx._export_sampler import load_sampler as load_sampler
 from mcmeqx._fit import Callback as Callback
 from mcmeqx._fit import Interrupted as Interrupted
 from mcmeqx._fit import NonFiniteLossError as NonFiniteLossError
+from mcmeqx._fit import OutOfBatchesError as OutOfBatchesError
 from mcmeqx._fit import Stopped as Stopped
 from mcmeqx._fit import fit as fit
 from mcmeqx._flops import count_flops as count_flops

@@ -39,13 +39,18 @@ def label_range(model: Any) -> tuple[int, int] | None:
 
 
 def check_labels(labels: Any, rows: int, known: Sequence[int] | None) -> None:
-    """ValueError unless there is one label a row, each in `known`."""
-    if labels is None:
+    """ValueError unless there is one label a row of noise, each in `known`."""
+    if labels is not None and len(labels) != rows:
+        raise ValueError(f"got {rows} rows of noise but {len(labels)} labels")
+    check_classes(labels, known)
+
+
+def check_classes(labels: Any, known: Sequence[int] | None) -> None:
+    """ValueError unless each label lies in `known`."""
+    if labels is None or known is None:
         return
-    if len(labels) != rows:
-        raise ValueError(f"got {rows} rows but {len(labels)} labels")
     low, high = int(np.min(labels)), int(np.max(labels))
-    if known is not None and not known[0] <= low <= high <= known[1]:
+    if not known[0] <= low <= high <= known[1]:
         raise ValueError(
             f"labels go from {low} to {high}, the model's classes from {known[0]} to "
             f"{known[1]}"

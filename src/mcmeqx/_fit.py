@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from mcmeqx._checks import check_labels, label_range
+from mcmeqx._checks import check_classes, label_range
 from mcmeqx._sharding import check_batch_size, make_mesh, place, split_batch
 from mcmeqx._signals import stop_signals
 from mcmeqx._train import Learner, Metrics, TrainState
@@ -52,6 +52,10 @@ class NonFiniteLossError(Stopped, ArithmeticError):
         self.step, self.batch = step, batch
 
 
+class OutOfBatchesError(Stopped, ValueError):
+    """The batches ran out before the last step."""
+
+
 class _Done(NamedTuple):
     step: int
     metrics: Metrics
@@ -82,7 +86,7 @@ def fit(
 
     Raises `Interrupted` on SIGTERM or SIGINT, after the step in flight, and
     `NonFiniteLossError` after `patience` steps in a row whose loss or gradient is not
-    finite, and `Stopped` when the batches run out; all carry the state. Raises
+    finite, and `OutOfBatchesError` when they run out; all carry the state. Raises
     ValueError for batches that do not split over the mesh, or hold labels that are no
     classes of the model.
     """
@@ -101,7 +105,7 @@ def fit(
             if batch is None:
                 watch.finish(state)
                 message = f"the batches ran out before step {step} of {steps}"
-                raise Stopped(message, state)
+                raise OutOfBatchesError(message, state)
             with jax.set_mesh(mesh):
                 state, metrics = learner.step(state, batch)
             watch.add(_Done(step, metrics, batch), state)
@@ -133,9 +137,9 @@ def _ahead(
         batch = next(iterator, None)
         if batch is None:
             break
-        rows = len(batch.x)
-        check_batch_size(rows * jax.process_count(), mesh, accumulate)
-        check_labels(batch.label, rows, known)
+        rows = len(batch.x) * jax.process_count()
+        check_batch_size(rows, mesh, accumulate)
+        check_classes(batch.label, known)
         ready.append(split_batch(batch, mesh))
         if len(ready) > 1:
             yield ready.popleft()
