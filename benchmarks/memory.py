@@ -1,10 +1,12 @@
 """Bytes a device of a training step, from the compiled program; nothing is allocated.
 
     python benchmarks/memory.py --network imagenet64_large --devices 8 --fsdp 8
+    python benchmarks/memory.py --tpu v5e:2x4 --batch-size 64
 
 The step is that of consistency distillation: student, average, Adam's moments and
 teacher, with gradients. CPU devices stand in for accelerators, whose compilers pack
-temporary memory otherwise; arguments are the same everywhere.
+temporary memory otherwise; arguments are the same everywhere. `--tpu` asks the compiler
+for TPUs itself, which `pip install "jax[tpu]"` brings and which needs no TPU.
 """
 
 import argparse
@@ -16,6 +18,7 @@ from typing import Any
 from _tables import appended
 
 COLUMNS: tuple[str, ...] = (
+    "device",
     "network",
     "parameters",
     "devices",
@@ -46,6 +49,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Bytes a device of a training step")
     parser.add_argument("--network", default="imagenet64_large", choices=UVITS)
     parser.add_argument("--devices", type=int, default=8, help="fake CPU devices")
+    parser.add_argument("--tpu", metavar="TOPOLOGY", help="TPUs instead: v5e:2x4")
     parser.add_argument("--fsdp", type=int, default=8)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--accumulate", type=int, default=1)
@@ -63,11 +67,15 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     import jax
     import jax.numpy as jnp
     import optax
+    from jax.experimental import topologies
     from jax.sharding import NamedSharding, PartitionSpec
 
     import mcmeqx as mc
 
-    mesh = mc.make_mesh(fsdp=options.fsdp)
+    devices = jax.devices()
+    if options.tpu:
+        devices = topologies.get_topology_desc(options.tpu, "tpu").devices
+    mesh = mc.make_mesh(fsdp=options.fsdp, devices=devices)
     remat = not options.no_remat
     config = dataclasses.replace(getattr(mc.nets, options.network), remat=remat)
 
@@ -102,9 +110,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         if isinstance(a, jax.ShapeDtypeStruct)
     )
     return {
+        "device": devices[0].device_kind,
         "network": options.network,
         "parameters": parameters,
-        "devices": options.devices,
+        "devices": mesh.size,
         "data": mesh.shape["data"],
         "fsdp": mesh.shape["fsdp"],
         "batch_size": options.batch_size,

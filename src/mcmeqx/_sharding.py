@@ -3,16 +3,19 @@
 A batch is split over both axes. Every other array, be it of parameters, of their
 average, of the optimiser or of a teacher, is split over `fsdp` along its longest axis
 that divides evenly, and is whole on each row of `data`; short arrays are whole
-everywhere. XLA gathers a layer's weights where they are used (Xu et al. 2021, GSPMD).
+everywhere. XLA gathers a layer's weights where they are used (Xu et al. 2021, GSPMD),
+since layers hold what they compute to the rows of the batch (`keep_row`).
 """
 
 import math
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 Tree = TypeVar("Tree")
@@ -21,14 +24,20 @@ _ROWS = PartitionSpec(("data", "fsdp"))
 _SHORT = 4096
 
 
-def make_mesh(data: int | None = None, fsdp: int = 1) -> Mesh:
+def make_mesh(
+    data: int | None = None,
+    fsdp: int = 1,
+    devices: Sequence[jax.Device] | None = None,
+) -> Mesh:
     """A mesh of `data` times `fsdp` devices, by default all of them on `data`.
 
     Devices follow one another process by process, so that the rows of a batch that a
-    process holds are its own contiguous share. Raises ValueError if there are not so
-    many devices, or if processes would be left without a device.
+    process holds are its own contiguous share. `devices` are JAX's, or those of a
+    topology to compile for. Raises ValueError if there are not so many devices, or if
+    processes would be left without a device.
     """
-    devices = sorted(jax.devices(), key=lambda d: (d.process_index, d.id))
+    devices = jax.devices() if devices is None else devices
+    devices = sorted(devices, key=lambda d: (d.process_index, d.id))
     count = len(devices)
     if fsdp < 1 or count % fsdp or (data is not None and data < 1):
         raise ValueError(
@@ -116,6 +125,28 @@ def keep_placed(tree: Tree) -> Tree:
         return jax.lax.with_sharding_constraint(leaf, _spec(leaf.shape, mesh))
 
     return jax.tree.map(one, tree)
+
+
+def _weights_are_split() -> bool:
+    return jax.sharding.get_abstract_mesh().shape.get("fsdp", 1) > 1
+
+
+def over_rows(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`jax.vmap` over the rows of a batch, within which `keep_row` holds."""
+    axes = ("data", "fsdp") if _weights_are_split() else None
+    return jax.vmap(function, spmd_axis_name=axes)
+
+
+def keep_row(x: Array) -> Array:
+    """Within `over_rows`: the same values, split over devices by rows alone.
+
+    What belongs to a row stays whole where the row is, its gradient too, and what all
+    rows share, as a weight, is whole everywhere. Left to itself XLA splits much of what
+    a layer computes as its weights are split, and sends activations between devices.
+    """
+    if not _weights_are_split():
+        return x
+    return jax.lax.with_sharding_constraint(x, PartitionSpec())
 
 
 def split_batch(batch: Tree, mesh: Mesh) -> Tree:

@@ -18,7 +18,7 @@ from mcmeqx._denoiser import Denoiser
 from mcmeqx._donating import donating
 from mcmeqx._flops import count_flops
 from mcmeqx._loss import AbstractLoss, Ratio
-from mcmeqx._sharding import keep_placed
+from mcmeqx._sharding import keep_placed, over_rows
 from mcmeqx._types import Example, Scalar
 
 
@@ -144,7 +144,7 @@ def _means(learner: Learner, state: TrainState, batch: Example) -> _Means:
         def one(example: Example, key: Key[Array, ""]):
             return learner.loss(model, example, step=state.step, key=key)
 
-        losses, metrics = jax.vmap(one)(batch, keys)
+        losses, metrics = over_rows(one)(batch, keys)
         return jnp.mean(losses), jax.tree.map(lambda m: jnp.mean(m, 0), metrics)
 
     def part(batch: Example, keys: Key[Array, " part"]) -> _Means:

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
+from mcmeqx._sharding import keep_row
 from mcmeqx.nets._attention import attend
 
 Map = Float[Array, "height width channel"]
@@ -45,7 +46,7 @@ class Dense(eqx.Module):
 
     def __call__(self, x: Float[Array, "*rest in"]) -> Float[Array, "*rest out"]:
         """`x @ weight + bias`."""
-        return (wide(x @ self.weight) + wide(self.bias)).astype(x.dtype)
+        return (wide(keep_row(x @ self.weight)) + wide(self.bias)).astype(x.dtype)
 
 
 class Conv(eqx.Module):
@@ -70,7 +71,7 @@ class Conv(eqx.Module):
             "SAME",
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
-        return (wide(out[0]) + wide(self.bias)).astype(x.dtype)
+        return (wide(keep_row(out[0])) + wide(self.bias)).astype(x.dtype)
 
 
 def film(x: Array, scale_shift: Float[Array, " twice"]) -> Array:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
+from mcmeqx._sharding import keep_row
 from mcmeqx._types import NULL_LABEL, Label, Sample, Scalar, ScalarLike
 
 
@@ -151,7 +152,7 @@ class Embedding(eqx.Module):
         features = noise_level_features(logsnr, weight.shape[1]).astype(weight.dtype)
         h = self.project(features)
         if self.classes is not None:
-            h = h + self.classes[label]
+            h = h + keep_row(self.classes)[label]
         if self.guidance is not None and guidance is not None:
             h = h + self.guidance @ guidance_features(guidance).astype(weight.dtype)
         return jax.nn.silu(h)
