@@ -1,4 +1,4 @@
-"""Bytes a device of a training step, from the compiled program; nothing is allocated.
+"""Bytes of a training step on a device, from its program; nothing is allocated.
 
     python benchmarks/memory.py --network imagenet64_large --devices 8 --fsdp 8
     python benchmarks/memory.py --tpu v5e:2x4 --batch-size 64
@@ -6,7 +6,8 @@
 The step is that of consistency distillation: student, average, Adam's moments and
 teacher, with gradients. CPU devices stand in for accelerators, whose compilers pack
 temporary memory otherwise; arguments are the same everywhere. `--tpu` asks the compiler
-for TPUs itself, which `pip install "jax[tpu]"` brings and which needs no TPU.
+for TPUs itself, which `pip install "jax[tpu]"` brings and which needs no TPU. What
+collectives return counts as collected.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from _collectives import collected
 from _tables import appended
 
 COLUMNS: tuple[str, ...] = (
@@ -31,6 +33,7 @@ COLUMNS: tuple[str, ...] = (
     "state_and_teacher_bytes",
     "arguments_bytes_a_device",
     "temporary_bytes_a_device",
+    "collected_bytes_a_device",
     "compile_seconds",
 )
 
@@ -101,6 +104,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     begun = time.perf_counter()
     with jax.set_mesh(mesh):
         compiled = learner.compiled(state, batch)
+    seconds = time.perf_counter() - begun
     memory = compiled.memory_analysis()
     leaves = [a for a in jax.tree.leaves(shapes) if isinstance(a, jax.ShapeDtypeStruct)]
     total = sum(a.size * a.dtype.itemsize for a in leaves if a.dtype == jnp.float32)
@@ -123,7 +127,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "state_and_teacher_bytes": total,
         "arguments_bytes_a_device": memory.argument_size_in_bytes,
         "temporary_bytes_a_device": memory.temp_size_in_bytes,
-        "compile_seconds": f"{time.perf_counter() - begun:.1f}",
+        "collected_bytes_a_device": sum(collected(compiled.as_text()).values()),
+        "compile_seconds": f"{seconds:.1f}",
     }
 
 

@@ -5,9 +5,17 @@ import jax
 import numpy as np
 import pytest
 
-from mcmeqx import DDIM, Cosine, Denoiser, _generate, generate, uniform_grid
+from mcmeqx import (
+    DDIM,
+    Cosine,
+    Denoiser,
+    _generate,
+    generate,
+    make_mesh,
+    uniform_grid,
+)
 from mcmeqx._batched import batched
-from mcmeqx.nets import MLPConfig
+from mcmeqx.nets import MLPConfig, Stage, UViTConfig
 
 
 @pytest.mark.parametrize("count", [1, 4, 9])
@@ -29,6 +37,25 @@ def test_each_device_has_its_share_of_rows_and_all_constants(count):
     # Batches of 3 are of 4 rows: one for each device, and the last filled up.
     assert shares == [[(1, 3)] * 4] * -(-count // 4)
     np.testing.assert_allclose(found, numbers @ np.arange(3.0), rtol=1e-12)
+
+
+@pytest.mark.usefixtures("as_users_run")
+def test_samples_are_the_same_on_a_mesh_of_the_users():
+    key = jax.random.key(0)
+    stages = (Stage("resnet", 64, 1),)
+    network = UViTConfig(4, stages, embedding=64, head_width=64).build(key=key)
+    # A fresh network draws nothing.
+    network = jax.tree.map(lambda a: a + 0.01 if eqx.is_array(a) else a, network)
+    noise = np.random.default_rng(0).normal(size=(5, 3, 4, 4)).astype("f4")
+
+    def sampled():
+        model = Denoiser(network, Cosine())
+        return generate(model, DDIM(), uniform_grid(2), noise, key=key)
+
+    expected = sampled()
+    with jax.set_mesh(make_mesh(1, 2)):
+        np.testing.assert_array_equal(sampled(), expected)
+    assert np.std(expected) > 0.1
 
 
 def test_samples_are_made_on_all_devices(monkeypatch):

@@ -5,7 +5,6 @@ count of operations against XLA's in test_flops.
 """
 
 import dataclasses
-import math
 import re
 
 import equinox as eqx
@@ -14,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import NamedSharding, PartitionSpec
 from jaxprs import equations
 
 from mcmeqx import (
@@ -33,7 +31,7 @@ from mcmeqx import (
     uniform_grid,
 )
 from mcmeqx._generate import padded, sample_rows
-from mcmeqx._sharding import place_shapes, split_batch
+from mcmeqx._sharding import split_batch
 from mcmeqx.nets import MLPConfig, Stage, UNetConfig, UViTConfig
 
 pytestmark = pytest.mark.usefixtures("as_users_run")
@@ -121,64 +119,6 @@ def test_the_host_takes_a_state_apart_once_a_step():
         state, _ = learner.step(state, batch)
     assert Counted.times - before == 1
     assert state.opt_state[1].value == 3
-
-
-def moved(text: str) -> tuple[set[str], int]:
-    """Kinds of what a program sends between devices, and elements of its results."""
-    kinds = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute"
-    found = re.findall(rf" = (.*?) ({kinds})(?:-start)?\(", text)
-    shapes = re.findall(r"\w\[([\d,]*)\]", " ".join(result for result, _ in found))
-    sizes = [math.prod(int(n) for n in shape.split(",") if n) for shape in shapes]
-    return {kind for _, kind in found}, sum(sizes)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("accumulate", [1, 2])
-@pytest.mark.parametrize(
-    "config",
-    [
-        # A block that is unrolled and some that are scanned; every matrix is split.
-        UViTConfig(
-            8,
-            tuple(
-                Stage(*s)
-                for s in (
-                    ("resnet", 64, 1),
-                    ("transformer", 64, 1),
-                    ("transformer", 64, 7, 0.1),
-                )
-            ),
-            classes=100,
-            embedding=64,
-        ),
-        UNetConfig(8, 64, (1, 1), attention=(4,), classes=100, embedding=64),
-        MLPConfig(2, width=64, depth=1, embedding=64),
-    ],
-    ids=lambda value: type(value).__name__,
-)
-def test_split_weights_are_sent_between_devices_and_activations_never(
-    config, accumulate
-):
-    def build(key):
-        learner, state = learner_and_state(config, "bfloat16", key)
-        return dataclasses.replace(learner, accumulate=accumulate), state
-
-    mesh = make_mesh(1, 4)
-    learner, state = place_shapes(eqx.filter_eval_shape(build, jax.random.key(0)), mesh)
-    rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
-    shape = (2,) if isinstance(config, MLPConfig) else (3, 8, 8)
-
-    def program(size):
-        x = jax.ShapeDtypeStruct((size, *shape), jnp.float32, sharding=rows)
-        label = jax.ShapeDtypeStruct((size,), jnp.int32, sharding=rows)
-        given = Example(x, None if isinstance(config, MLPConfig) else label)
-        with jax.set_mesh(mesh):
-            return learner.compiled(state, given).as_text()
-
-    kinds, elements = moved(program(8 * accumulate))
-    assert elements > 0
-    assert kinds <= {"all-gather", "all-reduce", "reduce-scatter"}
-    assert moved(program(32 * accumulate)) == (kinds, elements)
 
 
 @pytest.mark.slow

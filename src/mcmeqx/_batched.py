@@ -45,7 +45,8 @@ def batched(
     for start in tqdm(starts, desc=describe, disable=describe is None, leave=False):
         chosen = np.minimum(np.arange(start, start + batch_size), count - 1)
         batch = jax.tree.map(operator.itemgetter(chosen), rows)
-        result = function(constants, jax.device_put(batch, split))
+        with jax.set_mesh(mesh):
+            result = function(constants, jax.device_put(batch, split))
         result.copy_to_host_async()
         under_way.append(result)
         if len(under_way) == _AHEAD:

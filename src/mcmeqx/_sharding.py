@@ -27,7 +27,7 @@ _SHORT = 4096
 def make_mesh(
     data: int | None = None,
     fsdp: int = 1,
-    devices: Sequence[jax.Device] | None = None,
+    devices: Sequence[Any] | None = None,
 ) -> Mesh:
     """A mesh of `data` times `fsdp` devices, by default all of them on `data`.
 
