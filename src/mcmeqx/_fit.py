@@ -86,9 +86,9 @@ def fit(
 
     Raises `Interrupted` on SIGTERM or SIGINT, after the step in flight, and
     `NonFiniteLossError` after `patience` steps in a row whose loss or gradient is not
-    finite, and `OutOfBatchesError` when they run out; all carry the state. Raises
-    ValueError for batches that do not split over the mesh, or hold labels that are no
-    classes of the model.
+    finite, and `OutOfBatchesError` when the batches run out; all carry the state.
+    Raises ValueError for batches that do not split over the mesh, or hold labels that
+    are no classes of the model.
     """
     for name, value in {"save_every": save_every, "patience": patience}.items():
         if value < 1:

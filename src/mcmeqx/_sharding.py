@@ -20,7 +20,8 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 
 Tree = TypeVar("Tree")
 
-_ROWS = PartitionSpec(("data", "fsdp"))
+_AXES = ("data", "fsdp")
+_ROWS = PartitionSpec(_AXES)
 _SHORT = 4096
 
 
@@ -52,7 +53,7 @@ def make_mesh(
             f"{count}; leave data out to use them all"
         )
     grid = np.asarray(devices[:wanted]).reshape(data, fsdp)
-    return Mesh(grid, ("data", "fsdp"), axis_types=(AxisType.Auto, AxisType.Auto))
+    return Mesh(grid, _AXES, axis_types=(AxisType.Auto, AxisType.Auto))
 
 
 def _spec(shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> PartitionSpec:
@@ -133,7 +134,7 @@ def _weights_are_split() -> bool:
 
 def over_rows(function: Callable[..., Any]) -> Callable[..., Any]:
     """`jax.vmap` over the rows of a batch, within which `keep_row` holds."""
-    axes = ("data", "fsdp") if _weights_are_split() else None
+    axes = _AXES if _weights_are_split() else None
     return jax.vmap(function, spmd_axis_name=axes)
 
 
