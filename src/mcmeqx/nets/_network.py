@@ -150,9 +150,10 @@ class Embedding(eqx.Module):
             )
         weight = self.project.weight
         features = noise_level_features(logsnr, weight.shape[1]).astype(weight.dtype)
-        h = self.project(features)
+        h = keep_row(self.project(features))
         if self.classes is not None:
             h = h + keep_row(self.classes)[label]
         if self.guidance is not None and guidance is not None:
-            h = h + self.guidance @ guidance_features(guidance).astype(weight.dtype)
+            heard = guidance_features(guidance).astype(weight.dtype)
+            h = h + keep_row(self.guidance @ heard)
         return jax.nn.silu(h)
