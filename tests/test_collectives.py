@@ -26,6 +26,7 @@ NETWORKS = {
     "uvit": UViTConfig(8, tuple(Stage(*s) for s in STAGES), **WIDE),
     "unet": UNetConfig(8, 64, (1, 1), attention=(4,), **WIDE),
     "mlp": MLPConfig(2, width=64, depth=1, embedding=64),
+    "guided": UViTConfig(8, (Stage("resnet", 64, 1),), null_class=True, **WIDE),
 }
 
 
@@ -90,15 +91,20 @@ def test_a_tpus_collectives_in_parts_count_once_and_its_loops_by_their_bound():
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_split_weights_are_sent_between_devices_and_activations_never(name, accumulate):
-    config = NETWORKS[name]
+    config, guided = NETWORKS[name], name == "guided"
+    guidance = mc.Guidance(1.0) if guided else None
+    scales = (0.0, 2.0) if guided else None
 
     def build(key):
         network, dtype = config.build(key=key), jnp.dtype(jnp.bfloat16)
         model = mc.Denoiser(network, mc.Cosine(), dtype=dtype)
-        teacher = mc.DistillationTeacher(model)
-        loss = mc.MultistepConsistencyLoss(teacher, mc.Segments(2))
+        teacher = mc.DistillationTeacher(model, guidance=guidance)
+        loss = mc.MultistepConsistencyLoss(
+            teacher, mc.Segments(2), guidance_range=scales
+        )
         learner = mc.Learner(loss, optax.adam(1e-3), accumulate=accumulate)
-        return learner, learner.init(model, key=key)
+        student = mc.with_guidance_input(model) if guided else model
+        return learner, learner.init(student, key=key)
 
     mesh = mc.make_mesh(1, 4)
     learner, state = place_shapes(eqx.filter_eval_shape(build, jax.random.key(0)), mesh)
