@@ -26,7 +26,8 @@ NETWORKS = {
     "uvit": UViTConfig(8, tuple(Stage(*s) for s in STAGES), **WIDE),
     "unet": UNetConfig(8, 64, (1, 1), attention=(4,), **WIDE),
     "mlp": MLPConfig(2, width=64, depth=1, embedding=64),
-    "guided": UViTConfig(8, (Stage("resnet", 64, 1),), null_class=True, **WIDE),
+    # Wide enough that the guidance scale's 32 features have a map that is split.
+    "guided": UViTConfig(8, (Stage(*STAGES[0]),), classes=9, null_class=True),
 }
 
 
