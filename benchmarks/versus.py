@@ -24,18 +24,15 @@ With `--accelerator` all run on JAX's and PyTorch's default GPU, PyTorch by
 """
 
 import importlib.util
-import json
 import os
 import statistics
-import subprocess
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import tyro
-from _device import named
+from _resident import Resident
 from _tables import appended, read_rows
 
 NEEDS = {
@@ -93,51 +90,17 @@ class Config:
             )
 
 
-class Resident:
-    """A contestant's process."""
-
-    def __init__(self, name: str, config: Config):
-        script = Path(__file__).with_name(f"_peer_{name}.py")
-        self.name = name
-        setting = {
-            "OMP_NUM_THREADS": str(config.cores),
-            "VERSUS_BATCH_SIZE": str(config.batch_size),
-            # All live on one accelerator.
-            "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
-        }
-        if not config.accelerator:
-            setting |= {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
-        self._process = subprocess.Popen(
-            [sys.executable, str(script)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=os.environ | setting,
-        )
-
-    def meet(self) -> None:
-        """Wait until it is ready, and for what it says of itself."""
-        about = self._answer()
-        self.parameters, self.version = about["parameters"], about["version"]
-        self.device, self.jobs = named(about["device"]), about["jobs"]
-
-    def ask(self, job: str) -> dict[str, float]:
-        """Seconds that the job took now."""
-        assert self._process.stdin is not None
-        print(job, file=self._process.stdin, flush=True)
-        return self._answer()
-
-    def end(self) -> None:
-        """End the process."""
-        self._process.kill()
-        self._process.communicate()
-
-    def _answer(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"{self.name} ended; its own words stand above")
-        return json.loads(line)
+def environment(config: Config) -> dict[str, str]:
+    """What every contestant finds in its environment."""
+    setting = {
+        "OMP_NUM_THREADS": str(config.cores),
+        "VERSUS_BATCH_SIZE": str(config.batch_size),
+        # All live on one accelerator.
+        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+    }
+    if not config.accelerator:
+        setting |= {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+    return setting
 
 
 def residents(config: Config) -> list[Resident]:
@@ -151,7 +114,7 @@ def residents(config: Config) -> list[Resident]:
                 'pip install "mcmeqx[versus]"'
             )
         else:
-            found.append(Resident(name, config))
+            found.append(Resident(name, environment(config)))
     return found
 
 
