@@ -154,6 +154,5 @@ class Embedding(eqx.Module):
         if self.classes is not None:
             h = h + keep_row(self.classes)[label]
         if self.guidance is not None and guidance is not None:
-            heard = guidance_features(guidance).astype(weight.dtype)
-            h = h + keep_row(self.guidance @ heard)
+            h = h + self.guidance @ guidance_features(guidance).astype(weight.dtype)
         return jax.nn.silu(h)
