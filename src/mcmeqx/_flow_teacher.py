@@ -9,15 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from mcmeqx._denoiser import Model, v_prediction
+from mcmeqx._flow import flow_x, probability_flow
 from mcmeqx._guidance import Guidance, calls_each, guided_pair
-from mcmeqx._ode import (
-    Solver,
-    StepSizeController,
-    check_solver,
-    fixed_steps,
-    flow_x,
-    probability_flow,
-)
+from mcmeqx._ode import Solver, StepSizeController, check_solver, fixed_steps
 from mcmeqx._schedule import AbstractNoiseSchedule
 from mcmeqx._step import ddim
 from mcmeqx._teacher import (

@@ -1,14 +1,11 @@
-"""Losses of one example: diffusion, and multistep consistency (Heek et al. 2024).
+"""What a loss is, and that of diffusion, for one example.
 
-Both compare estimates of x and weight the distance by a function of the noise level.
 With `w = SNR + 1 = 1 / sigma^2` the squared distance of x is that of v, because
 `x_hat - x = -sigma (v_hat - v)`.
 """
 
-import math
 from abc import abstractmethod
-from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -16,58 +13,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Key
 
 from mcmeqx._denoiser import Model
+from mcmeqx._distance import Weighting, snr_plus_one
 from mcmeqx._guidance import with_null
-from mcmeqx._segment import Segments, merge_steps
-from mcmeqx._step import ddim
-from mcmeqx._teacher import AbstractTeacher
-from mcmeqx._types import Example, Sample, Scalar, ScalarLike
-
-Weighting = Callable[[Scalar], Scalar]
-TeacherSteps = Callable[[ScalarLike], ScalarLike]
-
-_LOGGED_SEGMENTS = 16
-
-
-def snr_plus_one(logsnr: Scalar) -> Scalar:
-    """`SNR + 1 = 1 / sigma^2`, the paper's weight."""
-    return jnp.exp(jax.nn.softplus(logsnr))
-
-
-def sqrt_snr_plus_one(logsnr: Scalar) -> Scalar:
-    """`1 / sigma`: with a norm, the distance of v, level over all times."""
-    return jnp.exp(0.5 * jax.nn.softplus(logsnr))
-
-
-class PseudoHuber(eqx.Module):
-    """`sqrt(|x|^2 + eps^2) - eps`: a norm with a smooth, quadratic bottom."""
-
-    eps: float = eqx.field(default=1e-4, static=True)
-    """Where quadratic turns linear, in units of x."""
-    reduction: Literal["rms", "sum", "elementwise"] = eqx.field(
-        default="rms", static=True
-    )
-    """The mean square, the sum of squares, or each element's square, then averaged."""
-
-    def __check_init__(self):
-        if not self.eps > 0:
-            raise ValueError(
-                f"PseudoHuber.eps must be positive, or the gradient at 0 is undefined; "
-                f"got {self.eps}"
-            )
-        if self.reduction not in ("rms", "sum", "elementwise"):
-            raise ValueError(
-                "PseudoHuber.reduction is rms, sum or elementwise, "
-                f"got {self.reduction}"
-            )
-
-    def __call__(self, difference: Sample) -> Scalar:
-        """The distance, at least 0, of one example's difference."""
-        square = difference**2
-        if self.reduction == "rms":
-            square = jnp.mean(square)
-        elif self.reduction == "sum":
-            square = jnp.sum(square)
-        return jnp.mean(square / (jnp.sqrt(square + self.eps**2) + self.eps))
+from mcmeqx._types import Example, Scalar, ScalarLike
 
 
 class Ratio(NamedTuple):
@@ -137,135 +85,3 @@ class DiffusionLoss(AbstractLoss):
         square = jnp.mean((x - model(z, t, label, key=dropout_key)) ** 2)
         loss = self.weighting(jnp.asarray(schedule.logsnr(t))) * square
         return loss, {"loss": loss, "x_mse": square}
-
-
-def annealed_steps(
-    start: float = 64.0, stop: float = 1280.0, over: int = 100_000
-) -> TeacherSteps:
-    """`step -> N`, exponential from `start` to `stop` in `over` steps, then constant.
-
-    The defaults are the paper's for ImageNet (sec. 3). N is traced: no step recompiles.
-    Raises ValueError unless `1 <= start <= stop`, finite, and `over >= 1`.
-    """
-    if not 1 <= start <= stop < math.inf or over < 1:
-        raise ValueError(
-            "teacher steps anneal from start >= 1 up to stop over at least one "
-            f"training step, got start={start}, stop={stop}, over={over}"
-        )
-
-    def teacher_steps(step: ScalarLike) -> Scalar:
-        done = jnp.clip(jnp.asarray(step, jnp.float32) / over, 0.0, 1.0)
-        return start * (stop / start) ** done
-
-    return teacher_steps
-
-
-def check_guidance_range(scales: tuple[float, float]) -> None:
-    """ValueError unless a student can learn the guidance scales between the two."""
-    low, high = scales
-    if not 0.0 <= low < high < math.inf:
-        raise ValueError(f"guidance_range is 0 <= low < high, finite, got {scales}")
-
-
-def _apart(model: Model) -> Model:
-    """`model` with vectors that XLA takes for others than those of `model`.
-
-    Two calls of one network else share the maps that its biases are repeated to, which
-    are then written out on a CPU: 2% of a step.
-    """
-    vectors, rest = eqx.partition(model, lambda a: eqx.is_array(a) and a.ndim == 1)
-    vectors = jax.lax.optimization_barrier(vectors)
-    return eqx.combine(vectors, rest)
-
-
-class MultistepConsistencyLoss(AbstractLoss):
-    """Algorithm 1: the student agrees with itself one teacher step closer to data."""
-
-    teacher: AbstractTeacher
-    """`DistillationTeacher` for CD, `DataTeacher` for CT."""
-    segments: Segments
-    """The student's segments."""
-    teacher_steps: TeacherSteps = eqx.field(default=annealed_steps(), static=True)
-    """N as a function of the training step."""
-    weighting: Weighting = eqx.field(default=snr_plus_one, static=True)
-    """Weight as a function of logsnr."""
-    distance: PseudoHuber = PseudoHuber()
-    """Distance between target and estimate of x."""
-    guidance_range: tuple[float, float] | None = eqx.field(default=None, static=True)
-    """Scales g that the student learns, uniform, from a teacher that has a guidance;
-    None for a student that takes none."""
-
-    def __check_init__(self):
-        if self.guidance_range is None:
-            return
-        check_guidance_range(self.guidance_range)
-        if getattr(self.teacher, "guidance", True) is None:
-            raise ValueError(
-                f"guidance_range {self.guidance_range} asks a guidance scale of a "
-                f"{type(self.teacher).__name__} without guidance: give it a Guidance"
-            )
-
-    def __call__(
-        self,
-        model: Model,
-        example: Example,
-        *,
-        step: ScalarLike,
-        key: Key[Array, ""],
-    ) -> tuple[Scalar, dict[str, Any]]:
-        """The weighted distance at one random teacher step of one random segment.
-
-        `teacher_evaluations` among the metrics counts the example's own calls of the
-        teacher; examples solved together wait for the one that needs most.
-        """
-        time_key, noise_key, dropout_key, scale_key = jax.random.split(key, 4)
-        if self.guidance_range is not None:
-            low, high = self.guidance_range
-            scale = jax.random.uniform(scale_key, (), jnp.float32, low, high)
-            example = example._replace(guidance=scale)
-        x, schedule = example.x, model.schedule
-        steps = self.teacher_steps(step)
-        times = self.segments.draw(steps, key=time_key)
-
-        def student(model: Model, z: Sample, t: Scalar) -> Sample:
-            label, scale = example.label, example.guidance
-            return model(z, t, label, guidance=scale, key=dropout_key)
-
-        z_t = schedule.diffuse(
-            x, jax.random.normal(noise_key, x.shape, x.dtype), times.t
-        )
-        x_teacher, evaluations = self.teacher.step(
-            schedule, example, z_t, times.t, times.s
-        )
-        z_s = ddim(schedule, z_t, x_teacher, times.t, times.s)
-        x_ref = student(_apart(model), z_s, times.s)
-        target = jax.lax.stop_gradient(merge_steps(schedule, x_teacher, x_ref, times))
-        distance = self.distance(target - student(model, z_t, times.t))
-        loss = self.weighting(jnp.asarray(schedule.logsnr(times.t))) * distance
-        metrics = {
-            "loss": loss,
-            "x_distance": distance,
-            "teacher_steps": jnp.asarray(steps),
-            "teacher_evaluations": jnp.asarray(evaluations, jnp.float32),
-        }
-        target_norm = jnp.sqrt(jnp.mean(target**2))
-        return loss, metrics | self._by_segment(
-            times.r, segment_loss=loss, segment_target_norm=target_norm
-        )
-
-    def _by_segment(self, r: Scalar, **values: Scalar) -> dict[str, Ratio]:
-        """The metrics apart for each segment, if there are some, not hundreds.
-
-        A target's norm is its root mean square.
-        """
-        count = self.segments.student_steps
-        if not 1 < count <= _LOGGED_SEGMENTS:
-            return {}
-        own = jnp.arange(count, dtype=jnp.int32) == jnp.rint(r * count).astype(
-            jnp.int32
-        )
-        below = own.astype(jnp.float32)
-        return {
-            name: Ratio(jnp.where(own, value, jnp.zeros_like(value)), below)
-            for name, value in values.items()
-        }

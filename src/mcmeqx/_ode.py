@@ -1,33 +1,20 @@
-"""The probability-flow ODE by diffrax (Song et al. 2021), in the angle theta.
+"""Differential equations along the angle theta of a schedule, solved by diffrax.
 
-With `alpha = cos theta`, `sigma = sin theta` the deterministic path that has the
-diffusion's marginals is
-
-    dz/dtheta = v(z, theta),      v = (alpha z - x) / sigma
-
-whose right side is of order one from data to noise, so one step size serves all of
-[0, 1]. In `z / alpha` against `sigma / alpha` the noise end is stiff and 1800 long; in
-logsnr both ends are long and flat, and a step across them extrapolates too far. Angles
-need no special case at t = 0 or t = 1, and float32 agrees with float64 there
-(`benchmarks/solver_error.py` compares the three).
-
-The solver sees time tau from 0 at t to 1 at s, and `y = z - z_t` from 0: a step of
-length 1/1280 is then as exact, relative to itself, as a long one.
+The solver sees time tau from 0 at t to 1 at s, and `y` as it changes from its start:
+where that is 0, a step of length 1/1280 is as exact, relative to itself, as a long one.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int, Key, PyTree
+from jaxtyping import Array, Int, PyTree
 
-from mcmeqx._denoiser import v_prediction
-from mcmeqx._sampler import AbstractStepSampler
 from mcmeqx._schedule import AbstractNoiseSchedule
-from mcmeqx._types import DenoiseFn, Sample, Scalar, ScalarLike
+from mcmeqx._types import Scalar, ScalarLike
 
 Solver = diffrax.AbstractSolver
 StepSizeController = diffrax.AbstractStepSizeController
@@ -60,17 +47,6 @@ def adaptive_steps(tolerance: float = 1e-5) -> StepSizeController:
 
 
 ADAPTIVE = adaptive_steps()
-
-
-class Flow(NamedTuple):
-    """Where the probability flow leads, and what it cost."""
-
-    z: Sample
-    """The sample at time s."""
-    evaluations: Int[Array, ""]
-    """Calls of the denoiser."""
-    change: Sample
-    """`z_s - z_t`, exact relative to its own size, as their difference is not."""
 
 
 _CALLS = {
@@ -177,90 +153,3 @@ def _checked(end: PyTree, stuck: Array, time: Scalar, max_steps: int) -> PyTree:
     index = jnp.where(stuck, hundredth.astype(jnp.int32), 101)
     failed = stuck | ~jnp.all(jnp.stack(finite))
     return eqx.branched_error_if(end, failed, jnp.where(failed, index, 0), messages)
-
-
-def probability_flow(
-    denoise: DenoiseFn,
-    schedule: AbstractNoiseSchedule,
-    z: Sample,
-    t: ScalarLike,
-    s: ScalarLike,
-    *,
-    solver: Solver = TSIT5,
-    stepsize_controller: StepSizeController = ADAPTIVE,
-) -> Flow:
-    """`z` at time t carried to time s along the probability flow: one example.
-
-    s < t decodes noise to data, s > t encodes data to noise. `solver` is any explicit
-    method of diffrax for an ODE; its own time runs from 0 at t to 1 at s, which a
-    `stepsize_controller` other than `fixed_steps` and `adaptive_steps` must know.
-
-    Raises an error where a solve takes more than 4096 steps or ever shorter ones,
-    which names the time, or ends with a number that is not finite.
-    """
-
-    def field(time: Scalar, y: Sample) -> Sample:
-        return schedule.velocity(z + y, denoise(z + y, time), time)
-
-    change, evaluations = integrate(
-        field,
-        schedule,
-        jnp.zeros_like(z),
-        t,
-        s,
-        solver=solver,
-        stepsize_controller=stepsize_controller,
-    )
-    return Flow(z + change, evaluations, change)
-
-
-def flow_x(
-    schedule: AbstractNoiseSchedule,
-    z: Sample,
-    t: ScalarLike,
-    s: ScalarLike,
-    *,
-    change: Sample,
-) -> Sample:
-    """The x with which `ddim(schedule, z, x, t, s)` lands on `z + change`, for s < t.
-
-    From `z_s = cos d z_t - sin d v`, `d = theta_t - theta_s`:
-    `v = -(tan(d / 2) z_t + change / sin d)`, free of small differences.
-    """
-    sine = schedule.sin_gap(t, t - s)
-    half_tangent = sine / (1.0 + jnp.sqrt(jnp.maximum(1.0 - sine**2, 0.0)))
-    v = -(half_tangent * z + change / sine)
-    return v_prediction(schedule, z, v, t)
-
-
-class ProbabilityFlow(AbstractStepSampler):
-    """Each step of the grid solved by diffrax: `generate` over `[1, 0]` or `[0, 1]`."""
-
-    solver: Solver = TSIT5
-    """An explicit method."""
-    stepsize_controller: StepSizeController = ADAPTIVE
-    """`adaptive_steps(tolerance)` or `fixed_steps(n)` within each step of the grid."""
-
-    def __check_init__(self):
-        check_solver(self.solver, self.stepsize_controller)
-
-    def step(
-        self,
-        denoise: DenoiseFn,
-        schedule: AbstractNoiseSchedule,
-        z: Sample,
-        t: ScalarLike,
-        s: ScalarLike,
-        *,
-        key: Key[Array, ""],
-    ) -> Sample:
-        """`z` at s by `probability_flow`."""
-        return probability_flow(
-            denoise,
-            schedule,
-            z,
-            t,
-            s,
-            solver=self.solver,
-            stepsize_controller=self.stepsize_controller,
-        ).z

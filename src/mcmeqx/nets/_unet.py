@@ -17,18 +17,10 @@ from jaxtyping import Array, Key
 
 from mcmeqx._types import Label, Sample, Scalar, ScalarLike
 from mcmeqx.nets._attention import attend
-from mcmeqx.nets._layers import (
-    Conv,
-    Dense,
-    GroupNorm,
-    Map,
-    NewMap,
-    ResNetBlock,
-    Vector,
-    pool,
-    upsample,
-)
+from mcmeqx.nets._blocks import ResNetBlock
+from mcmeqx.nets._layers import Conv, Dense, GroupNorm, Map, NewMap, Vector
 from mcmeqx.nets._network import AbstractNetwork, Embedding, check_conditioning
+from mcmeqx.nets._resample import pool, upsample
 
 
 @dataclass(frozen=True)

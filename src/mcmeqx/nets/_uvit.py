@@ -14,17 +14,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from mcmeqx._types import Label, Sample, Scalar, ScalarLike
-from mcmeqx.nets._layers import (
-    Conv,
-    Dense,
-    GroupNorm,
-    fold,
-    pool,
-    unfold,
-    upsample,
-    wide,
-)
+from mcmeqx.nets._layers import Conv, Dense, GroupNorm, wide
 from mcmeqx.nets._network import AbstractNetwork, Embedding, check_conditioning
+from mcmeqx.nets._resample import fold, pool, unfold, upsample
 from mcmeqx.nets._uvit_stages import Blocks, ResNets, Stage, Transformers
 
 

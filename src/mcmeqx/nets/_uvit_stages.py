@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key
 
-from mcmeqx.nets._layers import Fusion, Map, ResNetBlock, TransformerBlock, Vector
+from mcmeqx.nets._blocks import Fusion, ResNetBlock, TransformerBlock
+from mcmeqx.nets._layers import Map, Vector
 
 
 @dataclass(frozen=True)
