@@ -9,13 +9,8 @@ is the median of `rounds` rounds, each of calls that are waited for, and `spread
 far apart the slowest and the fastest lie, over it.
 
 Peak memory is XLA's plan for the program. Operations are counted by hand, layer by
-layer (`mcmeqx.count_flops`); `peak_flops` is that of a large matrix product in the same
-precision, and `utilisation` the share of it. `binds` compares two times of a call:
-`arithmetic_ms`, its operations at that peak, and `traffic_ms`, the bytes that its
-kernels read and write by XLA's count at the bandwidth of a large array's update. Where
-caches hold what a kernel hands to the next, traffic costs less. XLA counts a loop's
-body once: a sampler's bytes are the program's times the steps, and a network with
-blocks under a scan has none.
+layer (`mcmeqx.count_flops`). What `peak_flops`, `utilisation`, the limits in ms and
+`binds` are stands in `_roofline.py`.
 """
 
 import itertools
@@ -31,14 +26,13 @@ import jax
 import jax.numpy as jnp
 import tyro
 from _device import named
+from _roofline import Limits, bandwidth, traffic_bytes
 from _tables import appended
-from _work import TRAINING, Job, build, config_of
+from _work import TRAINING, Job, build
 
 import mcmeqx as mc
 
 JOBS = (*TRAINING, "sample1", "sample2", "sample4", "sample8")
-SCANNED = 6
-"""Transformer blocks of a stage up to which they are unrolled."""
 COLUMNS: tuple[str, ...] = (
     "device",
     "cores",
@@ -93,52 +87,6 @@ def seconds(job: Job, rounds: int) -> list[float]:
         found.append((time.perf_counter() - begun) / calls)
         calls = max(1, round(0.5 / found[0]))
     return found[1:]
-
-
-def bandwidth() -> float:
-    """Bytes read and written a second where an array no cache can hold is updated."""
-    count, best = 2**26, float("inf")
-    update = jax.jit(lambda a: a + 1.0, donate_argnums=0)
-    a = update(jnp.ones(count, jnp.float32))
-    for _ in range(5):
-        jax.block_until_ready(a)
-        begun = time.perf_counter()
-        a = jax.block_until_ready(update(a))
-        best = min(best, time.perf_counter() - begun)
-    return 8 * count / best
-
-
-def traffic_bytes(job: Job, network: str, name: str) -> float | None:
-    """Bytes that a call reads and writes, where XLA's count can say."""
-    config = config_of(network)
-    stages = config.stages if isinstance(config, mc.nets.UViTConfig) else ()
-    if any(s.kind == "transformer" and s.depth > SCANNED for s in stages):
-        return None
-    steps = 1 if name in TRAINING else int(name[6:])
-    return steps * job.program.cost_analysis()["bytes accessed"]
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What the device can do, measured."""
-
-    flops: float
-    """Operations a second."""
-    bandwidth: float
-    """Bytes a second, read and written."""
-
-    def of(self, job: Job, traffic: float | None, median: float) -> dict[str, Any]:
-        """The columns that compare a call of `median` seconds with them."""
-        columns: dict[str, Any] = {
-            "peak_flops": self.flops,
-            "utilisation": job.flops / median / self.flops,
-            "arithmetic_ms": 1e3 * job.flops / self.flops,
-        }
-        if traffic is not None:
-            columns["traffic_ms"] = 1e3 * traffic / self.bandwidth
-            longer = columns["arithmetic_ms"] > columns["traffic_ms"]
-            columns["binds"] = "arithmetic" if longer else "traffic"
-        return columns
 
 
 def row(

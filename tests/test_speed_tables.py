@@ -16,6 +16,7 @@ from mcmeqx.nets import Stage, UViTConfig
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 import _device
+import _roofline
 import _work
 import overhead
 import throughput
@@ -97,9 +98,9 @@ def test_blocks_under_a_scan_have_no_count_of_bytes(tiny, monkeypatch):
     job = SimpleNamespace(
         program=SimpleNamespace(cost_analysis=lambda: {"bytes accessed": 10.0})
     )
-    assert throughput.traffic_bytes(job, "deep", "sample2") is None  # type: ignore[arg-type]
-    assert throughput.traffic_bytes(job, "tiny", "sample2") == 20.0  # type: ignore[arg-type]
-    assert throughput.traffic_bytes(job, "tiny", "cd") == 10.0  # type: ignore[arg-type]
+    assert _roofline.traffic_bytes(job, "deep", "sample2") is None  # type: ignore[arg-type]
+    assert _roofline.traffic_bytes(job, "tiny", "sample2") == 20.0  # type: ignore[arg-type]
+    assert _roofline.traffic_bytes(job, "tiny", "cd") == 10.0  # type: ignore[arg-type]
 
 
 def test_rows_are_there_at_once_and_never_under_other_columns(tmp_path):

@@ -34,7 +34,7 @@ class Stage:
 # A scan of few blocks costs more in copies than its compile time is worth: with six
 # blocks of width 128, unrolled, a small UViT trains 1.15 times as fast on two CPU cores
 # and samples 1.24 times as fast.
-_UNROLL = 6
+UNROLLED = 6
 
 
 class ResNets(eqx.Module):
@@ -129,7 +129,7 @@ class Transformers(eqx.Module):
             tokens = block(tokens, emb, key)
             return tokens, tokens
 
-        few = self.depth <= _UNROLL
+        few = self.depth <= UNROLLED
         # In a loop no compiler can share the two computations of a block; unrolled, the
         # one for CPUs does, and the memory is back.
         body = jax.checkpoint(body, prevent_cse=False) if self.remat else body
