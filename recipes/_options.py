@@ -40,7 +40,7 @@ class Training:
     data 16 32 240) and 64 1280 100000 on ImageNet."""
     weighting: Literal["snr_plus_one", "sqrt_snr_plus_one"] | None = None
     """Loss weight; the paper's, or its square root, which is calmer and gets nearer to
-    the teacher in a short training (benchmarks/README.md). None is the paper's."""
+    the teacher in a short training (benchmarks/findings.md). None is the paper's."""
     distance: mc.PseudoHuber = field(default_factory=mc.PseudoHuber)
     """Distance between target and estimate."""
 
