@@ -23,6 +23,7 @@ import numpy as np
 import tyro
 from _data_sets import DATA, read_pixels
 from _evaluation import drawn_labels, evaluate, evaluate_images
+from _image_model import image_model, image_shape
 from _measured_data import Data, from_images, from_statistics
 from _networks import NETWORKS
 from _recipes import at_least, file_name
@@ -101,7 +102,7 @@ def main(config: Config) -> Path:
     if config.checkpoint is not None:
         options |= {"steps": config.steps, "sampler": config.sampler}
         options |= {} if config.guidance is None else {"guidance": config.guidance}
-        model = _model(config, source, images)
+        model = image_model(source, images)
         measured = partial(_of_model, config, model, images)
     else:
         measured = partial(_of_images, config, read_pixels(source))
@@ -119,17 +120,22 @@ def main(config: Config) -> Path:
         add_row(table, rows[-1])
         numbers = (f"{k} {result[k]:.6g}" for k in ("frechet", "floor") if k in result)
         print(f"seed {result['seed']}: {', '.join(numbers)}", flush=True)
+    card = _card(config.out, source, rows)
+    print(f"table: {table}\ncard:  {card}")
+    return table
+
+
+def _card(folder: Path, source: Path, rows: list[dict[str, Any]]) -> Path:
     ids = "".join(row["id"] for row in rows)
     named = rows[0]["id"] if len(rows) == 1 else sha256(ids.encode()).hexdigest()[:16]
-    card = config.out / f"{file_name(source.stem)}_{named}.json"
+    card = folder / f"{file_name(source.stem)}_{named}.json"
     versions = {name: version(name) for name in ("mcmeqx", "jax", "numpy")}
     summary = write_card(card, rows, versions=versions)
     for metric, value in summary.items():
         interval = value.get("interval")
         around = "" if interval is None else f" [{interval[0]:.6g}, {interval[1]:.6g}]"
         print(f"{metric:20} {value['mean']:.6g}{around}")
-    print(f"table: {table}\ncard:  {card}")
-    return table
+    return card
 
 
 def _of_images(config: Config, pixels: np.ndarray, data: Data):
@@ -144,32 +150,8 @@ def _of_images(config: Config, pixels: np.ndarray, data: Data):
         )
 
 
-def _model(config: Config, source: Path, images: mc.data.Images | None) -> Any:
-    """The model, if it draws images such as these."""
-    model: Any = mc.load(source)
-    about = model.network.config
-    if not hasattr(about, "image_size"):
-        raise ValueError(
-            f"{source} holds a {type(about).__name__}, which draws no images"
-        )
-    shape = _shape(model)
-    if images is not None and images.shape != shape:
-        raise ValueError(f"{images.name} has images {images.shape}, the model {shape}")
-    if images is not None and about.classes not in (None, len(images.classes)):
-        raise ValueError(
-            f"{images.name} has {len(images.classes)} classes, the model "
-            f"{about.classes}"
-        )
-    return model
-
-
-def _shape(model: Any) -> tuple[int, int, int]:
-    about = model.network.config
-    return about.channels, about.image_size, about.image_size
-
-
 def _of_model(config: Config, model: Any, images: mc.data.Images | None, data: Data):
-    about, guidance, shape = model.network.config, config.guidance, _shape(model)
+    about, guidance = model.network.config, config.guidance
     classes = np.arange(about.classes or 0) if images is None else images.labels
     if guidance is not None and not about.guidance_input:
         model, guidance = mc.Guided(model, mc.Guidance(guidance)), None
@@ -179,7 +161,7 @@ def _of_model(config: Config, model: Any, images: mc.data.Images | None, data: D
             model,
             SAMPLERS[config.sampler],
             mc.uniform_grid(config.steps),
-            shape=shape,
+            shape=image_shape(model),
             labels=None if labels is None else labels.astype(np.int32),
             samples=config.samples,
             seed=seed,
