@@ -9,7 +9,7 @@ al. 2024, Alg. 1), and writes a picture and a table that compare the two.
 
 Two CPU cores take eight minutes. Frechet distances on 24 features of
 EfficientNet-Lite0 to OpenMoji, 96 samples, one seed: the teacher's 256 DDIM steps 136,
-its 8 steps 176 (DDIM) and 177 (aDDIM), the student's 136; data against data 7
+its 8 steps 176 (DDIM) and 177 (aDDIM), the student's 135; data against data 7
 (benchmarks/README.md).
 """
 
