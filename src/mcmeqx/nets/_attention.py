@@ -44,10 +44,12 @@ def _has_kernel(q: Heads) -> bool:
     return _KERNELS.get() and fits and q.dtype.itemsize == 2 and _has_cudnn()
 
 
-@jax.custom_jvp
-def _scores(q: Heads, k: Heads) -> Float[Array, "head token other"]:
+def _products(q: Heads, k: Heads) -> Float[Array, "head token other"]:
     wider = jnp.promote_types(q.dtype, jnp.float32)
     return jnp.einsum("thc,shc->hts", q, k, preferred_element_type=wider)
+
+
+_scores = jax.custom_jvp(_products)
 
 
 @_scores.defjvp
@@ -57,7 +59,7 @@ def _scores_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
     A product of float32 with bfloat16 runs at the speed of float32.
     """
     (q, k), (dq, dk) = primals, tangents
-    scores = _scores(q, k)
+    scores = _products(q, k)
     by_q, by_k = jnp.einsum("thc,shc->hts", dq, k), jnp.einsum("thc,shc->hts", q, dk)
     return scores, by_q.astype(scores.dtype) + by_k.astype(scores.dtype)
 

@@ -6,7 +6,7 @@ slow inside a loop on CPUs.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import equinox as eqx
 import jax
@@ -35,6 +35,15 @@ class Stage:
 # blocks of width 128, unrolled, a small UViT trains 1.15 times as fast on two CPU cores
 # and samples 1.24 times as fast.
 UNROLLED = 6
+
+# What a block under the scan keeps for its backward pass: products, attention, the
+# statistics of norms and the masks of dropout. The rest takes longer to write and read
+# than to compute again, and more memory.
+_KEPT = ("dot_general", "dot_product_attention_fwd_wrapper", "rsqrt", "lt")
+
+
+def _is_kept(primitive: Any, *_: Any, **__: Any) -> bool:
+    return primitive.name in _KEPT
 
 
 class ResNets(eqx.Module):
@@ -132,7 +141,8 @@ class Transformers(eqx.Module):
         few = self.depth <= UNROLLED
         # In a loop no compiler can share the two computations of a block; unrolled, the
         # one for CPUs does, and the memory is back.
-        body = jax.checkpoint(body, prevent_cse=False) if self.remat else body
+        policy = None if self.remat else _is_kept
+        body = jax.checkpoint(body, prevent_cse=False, policy=policy)
         tokens, outputs = jax.lax.scan(
             body,
             h.reshape(-1, shape[-1]),
