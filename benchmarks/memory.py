@@ -2,12 +2,14 @@
 
     python benchmarks/memory.py --network imagenet64_large --devices 8 --fsdp 8
     python benchmarks/memory.py --tpu v5e:2x4 --batch-size 64
+    python benchmarks/memory.py --gpu --devices 1 --fsdp 1 --batch-size 64 --no-remat
 
 The step is that of consistency distillation: student, average, Adam's moments and
 teacher, with gradients. CPU devices stand in for accelerators, whose compilers pack
 temporary memory otherwise; arguments are the same everywhere. `--tpu` asks the compiler
-for TPUs itself, which `pip install "jax[tpu]"` brings and which needs no TPU. What
-collectives return counts as collected.
+for TPUs itself, which `pip install "jax[tpu]"` brings and which needs no TPU; `--gpu`
+that for an H100, of `pip install "jax[cuda12]"`. What collectives return counts as
+collected.
 """
 
 import argparse
@@ -18,6 +20,7 @@ from typing import Any
 
 from _collectives import collected
 from _tables import appended
+from _targets import H100
 
 COLUMNS: tuple[str, ...] = (
     "device",
@@ -51,7 +54,10 @@ def parse() -> argparse.Namespace:
     """The options."""
     parser = argparse.ArgumentParser(description="Bytes a device of a training step")
     parser.add_argument("--network", default="imagenet64_large", choices=UVITS)
-    parser.add_argument("--devices", type=int, default=8, help="fake CPU devices")
+    parser.add_argument(
+        "--devices", type=int, default=8, help="fake CPU devices, or GPUs"
+    )
+    parser.add_argument("--gpu", action="store_true", help="H100s instead of CPUs")
     parser.add_argument("--tpu", metavar="TOPOLOGY", help="TPUs instead: v5e:2x4")
     parser.add_argument("--fsdp", type=int, default=8)
     parser.add_argument("--batch-size", type=int, default=8)
@@ -74,10 +80,16 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     from jax.sharding import NamedSharding, PartitionSpec
 
     import mcmeqx as mc
+    from mcmeqx.nets import _attention
 
     devices = jax.devices()
     if options.tpu:
         devices = topologies.get_topology_desc(options.tpu, "tpu").devices
+    if options.gpu:
+        shape = {"target_config": H100, "topology": f"1x1x{options.devices}"}
+        devices = topologies.get_topology_desc("", "cuda", **shape).devices
+        # It looks for a GPU in this machine.
+        _attention._has_cudnn = lambda: True
     mesh = mc.make_mesh(fsdp=options.fsdp, devices=devices)
     remat = not options.no_remat
     config = dataclasses.replace(getattr(mc.nets, options.network), remat=remat)
