@@ -57,8 +57,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--devices", type=int, default=8, help="fake CPU devices, or GPUs"
     )
-    parser.add_argument("--gpu", action="store_true", help="H100s instead of CPUs")
-    parser.add_argument("--tpu", metavar="TOPOLOGY", help="TPUs instead: v5e:2x4")
+    kinds = parser.add_mutually_exclusive_group()
+    kinds.add_argument("--gpu", action="store_true", help="H100s instead of CPUs")
+    kinds.add_argument("--tpu", metavar="TOPOLOGY", help="TPUs instead: v5e:2x4")
     parser.add_argument("--fsdp", type=int, default=8)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--accumulate", type=int, default=1)
@@ -87,7 +88,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         devices = topologies.get_topology_desc(options.tpu, "tpu").devices
     if options.gpu:
         shape = {"target_config": H100, "topology": f"1x1x{options.devices}"}
-        devices = topologies.get_topology_desc("", "cuda", **shape).devices
+        try:
+            devices = topologies.get_topology_desc("", "cuda", **shape).devices
+        except NotImplementedError as error:
+            raise SystemExit('--gpu needs pip install "jax[cuda12]"') from error
         # It looks for a GPU in this machine.
         _attention._has_cudnn = lambda: True
     mesh = mc.make_mesh(fsdp=options.fsdp, devices=devices)

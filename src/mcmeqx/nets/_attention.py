@@ -56,7 +56,8 @@ _scores = jax.custom_jvp(_products)
 def _scores_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
     """A derivative in the precision of q and k; that of `einsum` mixes it with wider.
 
-    A product of float32 with bfloat16 runs at the speed of float32.
+    A product of float32 with bfloat16 runs at the speed of float32. The scores are a
+    plain product here: what a block keeps for its backward pass, it tells by primitive.
     """
     (q, k), (dq, dk) = primals, tangents
     scores = _products(q, k)
