@@ -98,12 +98,9 @@ def evaluate_images(
 ) -> dict[str, Any]:
     """The metrics of `samples` of the images uint8 (n, height, width, channel).
 
-    They are a random choice by `seed`, in random order. Raises ValueError for less
-    images than samples.
+    They are a random choice by `seed`, in random order, `samples` at most.
     """
     at_least(2, samples=samples)
-    if len(pixels) < samples:
-        raise ValueError(f"{samples} samples are asked for, of {len(pixels)} images")
     order = np.random.default_rng([seed, 3]).permutation(len(pixels))[:samples]
     about = {"model": digest(pixels), "samples": samples, "seed": seed}
 
@@ -155,7 +152,9 @@ def _measured(
 
 def _said(data: Data) -> dict[str, Any]:
     """What a result says of that which it was measured against."""
-    return {
+    # Moments alone give less than the images that they are of.
+    less = {} if data.kept is not None else {"moments_alone": True}
+    return less | {
         "network": data.network.name,
         "resize": data.network.resize,
         "reference": data.reference.name,

@@ -3,6 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from _recipes import at_least
+
 import mcmeqx as mc
 
 
@@ -28,6 +33,23 @@ def image_model(source: Path, images: mc.data.Images | None) -> Any:
             f"{about.classes}"
         )
     return model
+
+
+def guided(model: Any, scale: float | None) -> tuple[Any, float | None]:
+    """What is sampled, and the scale that it takes as an input.
+
+    Raises ValueError for a scale that `model` cannot heed, or for one that it lacks.
+    """
+    about, shape = model.network.config, image_shape(model)
+    guidance = None if scale is None else mc.Guidance(scale)
+    if guidance is not None and not about.guidance_input:
+        model, scale = mc.Guided(model, guidance), None
+    elif scale is not None:
+        at_least(0, guidance=scale)
+    label = None if about.classes is None else 0
+    z = jax.ShapeDtypeStruct(shape, jnp.float32)
+    eqx.filter_eval_shape(lambda z: model(z, 0.5, label, guidance=scale), z)
+    return model, scale
 
 
 def image_shape(model: Any) -> tuple[int, int, int]:

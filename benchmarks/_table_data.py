@@ -38,11 +38,18 @@ class ImageSet:
     """The file of the teacher that the committed table is of; without it, one is
     trained by the preset."""
 
+    @property
+    def teacher_sha256(self) -> str:
+        """SHA-256 of the teacher's file; empty without one."""
+        if not self.teacher.exists():
+            return ""
+        return hashlib.sha256(self.teacher.read_bytes()).hexdigest()
+
     def plan(self, taught: Taught) -> str:
-        """A name of all that this model's training depends on."""
+        """A name of all but images and seed that this model's training depends on."""
         without = dict.fromkeys(STUDENTS) if taught == "teacher" else {}
         preset = self.preset.training(from_data=taught == "ct")
-        text = repr(replace(preset, **without))
+        text = repr(replace(preset, **without)) + self.teacher_sha256
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

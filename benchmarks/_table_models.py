@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import jax
+from _measured_data import digest
 from _runs import claim
 from _stages import WEIGHTINGS, denoiser_shapes, new_denoiser
 from _table_cells import Student
@@ -31,7 +32,8 @@ def teacher_of(images: ImageSet, work: Path, seed: int) -> mc.Denoiser:
         return mc.load_model(images.teacher, denoiser_shapes(preset))
     network_key, key = jax.random.split(jax.random.key(seed))
     plan = _plan(images, preset.teacher_iterations, preset.teacher_learning_rate, seed)
-    run = claim(work / "teacher", "table", preset, "samples", *STUDENTS, seed=seed)
+    about = {"seed": seed, "images_sha256": digest(images.images.pixels)}
+    run = claim(work / "teacher", "table", preset, "samples", *STUDENTS, **about)
     model = new_denoiser(preset, network_key)
     loss = mc.DiffusionLoss(label_dropout=preset.label_dropout)
     grid = mc.uniform_grid(32)
@@ -52,9 +54,9 @@ def student_of(
     preset = images.preset.training(from_data=student.from_data)
     plan = _plan(images, preset.iterations, preset.learning_rate, seed + 1)
     # data_anneal has gone into anneal.
-    run = claim(
-        work / student.name, "table", preset, "samples", "data_anneal", seed=seed
-    )
+    about = {"seed": seed, "images_sha256": digest(images.images.pixels)}
+    about |= {"teacher_sha256": images.teacher_sha256}
+    run = claim(work / student.name, "table", preset, "samples", "data_anneal", **about)
     start, stop, over = preset.anneal
     segments = mc.Segments(student.segments)
     loss = mc.MultistepConsistencyLoss(

@@ -22,12 +22,21 @@ SEGMENTS = mc.Segments(8)
 _TRUNK = mc.nets.UViTConfig(
     64, (mc.nets.Stage("transformer", 256, 8),), classes=1000, patch=4
 )
-_OWN = {"trunk64": _TRUNK, "trunk64_remat": replace(_TRUNK, remat=True)}
+_NETWORKS = {
+    name: config
+    for name, config in vars(mc.nets).items()
+    if isinstance(config, mc.nets.UViTConfig | mc.nets.UNetConfig)
+} | {"trunk64": _TRUNK, "trunk64_remat": replace(_TRUNK, remat=True)}
 
 
 def config_of(network: str) -> Any:
-    """A preset of `mcmeqx.nets`, or a trunk of eight transformer blocks at 16x16."""
-    return _OWN.get(network) or getattr(mc.nets, network)
+    """A preset of `mcmeqx.nets`, or a trunk of eight transformer blocks at 16x16.
+
+    Raises ValueError for any other name.
+    """
+    if network not in _NETWORKS:
+        raise ValueError(f"networks are {', '.join(_NETWORKS)}, got {network}")
+    return _NETWORKS[network]
 
 
 @dataclass(frozen=True)

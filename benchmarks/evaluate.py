@@ -12,8 +12,8 @@ The same command goes on where it was stopped, and does nothing twice.
 
 import shlex
 import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
@@ -23,13 +23,16 @@ import numpy as np
 import tyro
 from _data_sets import DATA, read_pixels
 from _evaluation import drawn_labels, evaluate, evaluate_images
-from _image_model import image_model, image_shape
+from _image_model import guided, image_model, image_shape
 from _measured_data import Data, from_images, from_statistics
 from _networks import NETWORKS
 from _recipes import at_least, file_name
-from _results import add_row, write_card
+from _results import COLUMNS, add_row, write_card
+from _tables import read_rows
 
 import mcmeqx as mc
+
+Measure = Callable[[Data], Iterator[dict[str, Any]]]
 
 SAMPLERS: dict[str, mc.AbstractSampler] = {
     "ddim": mc.DDIM(),
@@ -91,6 +94,9 @@ def main(config: Config) -> Path:
         1, seeds=len(config.seeds), steps=config.steps, batch_size=config.batch_size
     )
     at_least(2, samples=config.samples)
+    at_least(0, **{f"seeds[{i}]": seed for i, seed in enumerate(config.seeds)})
+    table = config.table or config.out / "evaluations.csv"
+    read_rows(table, COLUMNS)
     source = config.checkpoint or config.images
     assert source is not None
     network = NETWORKS[config.network](config.weights, config.weights_sha256)
@@ -102,10 +108,9 @@ def main(config: Config) -> Path:
     if config.checkpoint is not None:
         options |= {"steps": config.steps, "sampler": config.sampler}
         options |= {} if config.guidance is None else {"guidance": config.guidance}
-        model = image_model(source, images)
-        measured = partial(_of_model, config, model, images)
+        measured = _of_model(config, image_model(source, images), images)
     else:
-        measured = partial(_of_images, config, read_pixels(source))
+        measured = _of_images(config, read_pixels(source))
     folder, size = config.out / "features", config.batch_size
     if config.statistics is not None:
         data = from_statistics(config.statistics, network, folder, batch_size=size)
@@ -113,7 +118,6 @@ def main(config: Config) -> Path:
         assert images is not None
         data = from_images(images, network, folder, batch_size=size)
     options["command"] = shlex.join(["python", *sys.argv])
-    table = config.table or config.out / "evaluations.csv"
     rows = []
     for result in measured(data):
         rows.append(result | options)
@@ -138,38 +142,50 @@ def _card(folder: Path, source: Path, rows: list[dict[str, Any]]) -> Path:
     return card
 
 
-def _of_images(config: Config, pixels: np.ndarray, data: Data):
-    for seed in config.seeds:
-        yield evaluate_images(
-            pixels,
-            samples=config.samples,
-            seed=seed,
-            data=data,
-            folder=config.out / "samples",
-            batch_size=config.batch_size,
-        )
+def _of_images(config: Config, pixels: np.ndarray) -> Measure:
+    samples = config.samples
+    if len(pixels) < samples:
+        raise ValueError(f"{samples} samples are asked for, of {len(pixels)} images")
+
+    def measured(data: Data) -> Iterator[dict[str, Any]]:
+        for seed in config.seeds:
+            yield evaluate_images(
+                pixels,
+                samples=samples,
+                seed=seed,
+                data=data,
+                folder=config.out / "samples",
+                batch_size=config.batch_size,
+            )
+
+    return measured
 
 
-def _of_model(config: Config, model: Any, images: mc.data.Images | None, data: Data):
-    about, guidance = model.network.config, config.guidance
+def _of_model(config: Config, model: Any, images: mc.data.Images | None) -> Measure:
+    about, shape = model.network.config, image_shape(model)
     classes = np.arange(about.classes or 0) if images is None else images.labels
-    if guidance is not None and not about.guidance_input:
-        model, guidance = mc.Guided(model, mc.Guidance(guidance)), None
-    for seed in config.seeds:
-        labels = drawn_labels(classes, config.samples, seed) if about.classes else None
-        yield from evaluate(
-            model,
-            SAMPLERS[config.sampler],
-            mc.uniform_grid(config.steps),
-            shape=image_shape(model),
-            labels=None if labels is None else labels.astype(np.int32),
-            samples=config.samples,
-            seed=seed,
-            against=[data],
-            folder=config.out / "samples",
-            guidance=guidance,
-            batch_size=config.batch_size,
-        )
+    model, guidance = guided(model, config.guidance)
+
+    def measured(data: Data) -> Iterator[dict[str, Any]]:
+        for seed in config.seeds:
+            labels = None
+            if about.classes:
+                labels = drawn_labels(classes, config.samples, seed).astype(np.int32)
+            yield from evaluate(
+                model,
+                SAMPLERS[config.sampler],
+                mc.uniform_grid(config.steps),
+                shape=shape,
+                labels=labels,
+                samples=config.samples,
+                seed=seed,
+                against=[data],
+                folder=config.out / "samples",
+                guidance=guidance,
+                batch_size=config.batch_size,
+            )
+
+    return measured
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ the teacher's step; elsewhere it is that of the image set's preset) of Heek et a
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import _table_data
 from _evaluation import drawn_labels, evaluate
@@ -48,7 +48,15 @@ COLUMNS: tuple[str, ...] = (
     "plan",
     "id",
 )
-KEY = ("method", "evaluations", "seed", "samples", "training_seed", "plan")
+KEY = (
+    "method",
+    "evaluations",
+    "samples",
+    "reference_sha256",
+    "training_seed",
+    "plan",
+)
+"""What a row is of: whoever asks for the same has no need to measure it again."""
 
 
 @dataclass(frozen=True)
@@ -85,21 +93,23 @@ def main(config: Config) -> Path:
     images: ImageSet = getattr(_table_data, config.data)(config.folder)
     start(Mesh(), Hosts(), batch_size=images.preset.batch_size)
     work = config.work / config.data
+    models = work / f"seed_{config.seed}"
     table = config.out / f"steps_vs_fid_{config.data}.csv"
     load = mc.metrics.EfficientNetLite0.load
     against = [from_images(images.images, load(n), work) for n in (None, 3)]
-    teacher = teacher_of(images, work, config.seed)
+    reference = against[0].reference.sha256
+    teacher = teacher_of(images, models, config.seed)
     for cell in wanted:
-        about = _about(cell, images, config)
-        done = {_key(row) for row in read_rows(table, COLUMNS)}
-        seeds = range(config.seeds)
-        seeds = [s for s in seeds if _key(about | {"seed": s}) not in done]
+        about = _about(cell, images, reference, config)
+        rows = read_rows(table, COLUMNS)
+        done = {int(row["seed"]) for row in rows if _key(row) == _key(about)}
+        seeds = [s for s in range(config.seeds) if s not in done]
         if not seeds:
             continue
         print(f"\n{cell.name}: seeds {seeds}", flush=True)
         model = teacher
         if cell.student is not None:
-            model = student_of(cell.student, teacher, images, work, config.seed)
+            model = student_of(cell.student, teacher, images, models, config.seed)
         sampler = cell.sampler(model, images)
         for seed in seeds:
             labels = drawn_labels(images.images.labels, config.samples, seed)
@@ -119,22 +129,29 @@ def main(config: Config) -> Path:
             add_row(table, row | {"seed": seed}, COLUMNS)
             numbers = f"{result['frechet']:10.1f}{early['frechet']:10.3f}"
             print(f"{cell.name:32}{numbers}", flush=True)
-    rows = [row for row in read_rows(table, COLUMNS) if _belongs(row, images, config)]
+    ours = {_key(_about(cell, images, reference, config)) for cell in cells()}
+    rows = [row for row in read_rows(table, COLUMNS) if _key(row) in ours]
     methods = list(dict.fromkeys(cell.method for cell in cells()))
     rows.sort(key=lambda row: methods.index(row["method"]))
     print(f"\n{text(rows)}\n\nBlock 3, 24 features:\n\n{text(rows, EARLY[0])}")
     plot(rows, table.with_suffix(".png"))
     picture = table.with_name(f"{table.stem}_samples.png")
-    sheet(images, teacher, rows, work, config.seed, picture)
+    sheet(images, teacher, rows, models, config.seed, picture)
     print(f"\n{table}, {table.stem}.png, {picture.name}")
     return table
 
 
-def _about(cell: Cell, images: ImageSet, config: Config) -> dict[str, Any]:
-    """What a row says of its cell; a teacher of the package has its own history."""
+def _about(
+    cell: Cell, images: ImageSet, reference: str, config: Config
+) -> dict[str, Any]:
+    """What a row says of its cell; a teacher of the package has its own history.
+
+    A teacher that lies in a file does not depend on `config.seed`: its rows say 0.
+    """
     preset, student = images.preset, cell.student
     iterations = preset.iterations if student else preset.teacher_iterations
     known = student or preset.teacher != "embedded"
+    seeded = student or not images.teacher.exists()
     taught: Taught = "teacher"
     if student is not None:
         taught = "ct" if student.from_data else "cd"
@@ -145,16 +162,10 @@ def _about(cell: Cell, images: ImageSet, config: Config) -> dict[str, Any]:
         "samples": config.samples,
         "iterations": iterations if known else "",
         "batch_size": preset.batch_size if known else "",
-        "training_seed": config.seed,
+        "reference_sha256": reference,
+        "training_seed": config.seed if seeded else 0,
         "plan": images.plan(taught),
     }
-
-
-def _belongs(row: dict[str, str], images: ImageSet, config: Config) -> bool:
-    """Whether a row is of these samples, seed and plans, not of others."""
-    plans = {images.plan(taught) for taught in get_args(Taught)}
-    own = {"samples": str(config.samples), "training_seed": str(config.seed)}
-    return row["plan"] in plans and own.items() <= row.items()
 
 
 def _key(row: dict[str, Any]) -> tuple[str, ...]:

@@ -28,7 +28,7 @@ import tyro
 from _device import named
 from _roofline import Limits, bandwidth, traffic_bytes
 from _tables import appended
-from _work import TRAINING, Job, build
+from _work import TRAINING, Job, build, config_of
 
 import mcmeqx as mc
 
@@ -126,6 +126,8 @@ def main(config: Config) -> None:
         if name not in TRAINING and not re.fullmatch(r"sample[1-9]\d*", name):
             jobs = ", ".join(TRAINING)
             raise ValueError(f"jobs are {jobs} and sample<steps>, got {name}")
+    for network in config.networks:
+        config_of(network)
     with appended(config.out, COLUMNS) as table:
         for network, name, batch_size, precision in itertools.product(
             config.networks, config.jobs, config.batch_sizes, config.precisions

@@ -155,17 +155,23 @@ def line(job: str, name: str, taken: dict[Any, list[float]]) -> str:
 
 
 def main(config: Config) -> None:
-    """Compare; exit 1 if networks are not of a size."""
+    """Compare; exit 1 if networks are not of a size.
+
+    Raises ValueError for jobs that there are not.
+    """
     read_rows(config.out, COLUMNS)
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: config.cores])
     contestants = residents(config)
     try:
         for c in contestants:
             c.meet()
-        ours = next(c for c in contestants if c.name == "mcmeqx").parameters
+        ours = next(c for c in contestants if c.name == "mcmeqx")
+        unknown = set(config.jobs) - set(ours.jobs)
+        if unknown:
+            raise ValueError(f"jobs are {', '.join(ours.jobs)}, got {sorted(unknown)}")
         for c in contestants:
             print(f"{c.name}: {c.parameters:,} parameters, {c.version}", flush=True)
-            if abs(c.parameters / ours - 1) > 0.01:
+            if abs(c.parameters / ours.parameters - 1) > 0.01:
                 raise SystemExit(f"void: {c.name} differs by more than 1%")
         measure(config, contestants)
     finally:

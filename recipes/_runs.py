@@ -54,12 +54,12 @@ def claim(out: Path, recipe: str, config: Any, *apart: str, **more: Any) -> Path
                 raise ValueError(
                     f"{out} holds a run with {name}={found.get(name)}, and "
                     f"{name}={wanted.get(name)} is asked for; give that value back, or "
-                    "another --out"
+                    "another folder"
                 )
     elif out.exists() and any(not is_part(p) for p in out.iterdir()):
         raise ValueError(
             f"{out} has files in it but no config.json of this recipe; "
-            "give another --out"
+            "give another folder"
         )
     # All have looked before one writes.
     meet("run folder found")

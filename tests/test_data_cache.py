@@ -6,16 +6,22 @@ import pytest
 from mcmeqx.data._cache import cache_folder, cached
 from mcmeqx.data._packages import package_folder, versions
 
+
+def flipped(data: bytes, at: int) -> bytes:
+    """One bit of one byte changed."""
+    return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+
+
+# The last entry of a zip's directory, in which flags stand at 8 and the method at 10.
+ENTRY = b"PK\1\2"
 DAMAGES = {
     "truncated": lambda data: data[: len(data) // 2],
     "cut at the end": lambda data: data[:-1],
     "empty": lambda data: b"",
     "not a zip": lambda data: b"hello",
-    "a byte changed": lambda data: (
-        data[: len(data) // 2]
-        + bytes([data[len(data) // 2] ^ 1])
-        + data[len(data) // 2 + 1 :]
-    ),
+    "a bit changed": lambda data: flipped(data, len(data) // 2),
+    "said to be encrypted": lambda data: flipped(data, data.rindex(ENTRY) + 8),
+    "said to be packed otherwise": lambda data: flipped(data, data.rindex(ENTRY) + 10),
 }
 
 

@@ -326,7 +326,26 @@ def test_inputs_are_looked_at_before_the_data(tiny, model, monkeypatch):
     monkeypatch.setattr(evaluate, "from_images", lambda *_: pytest.fail("too late"))
     mlp = mc.nets.MLPConfig(2, 8, 1, embedding=8).build(key=jax.random.key(0))
     mc.save_model("mlp.eqx", mc.Denoiser(mlp, mc.Cosine()))
+    takes = replace(CONFIG, guidance_input=True).build(key=jax.random.key(0))
+    mc.save_model("takes.eqx", mc.Denoiser(takes, mc.Cosine()))
+    np.savez("few.npz", pixels(5))
+    Path("other.csv").write_text("a,b\n1,2\n")
     for changes, error, message in (
+        ({"images": Path("few.npz")}, ValueError, "50000 samples .* of 5 images"),
+        ({"checkpoint": model, "seeds": (0, -1)}, ValueError, r"seeds\[1\] is 0 or"),
+        ({"checkpoint": model, "guidance": np.nan}, ValueError, "finite and above -1"),
+        ({"checkpoint": model, "guidance": 1.0}, ValueError, "needs a label, unless"),
+        ({"checkpoint": Path("takes.eqx")}, ValueError, "needs a guidance scale"),
+        (
+            {"checkpoint": Path("takes.eqx"), "guidance": -0.5},
+            ValueError,
+            "guidance is 0 or more, got -0.5",
+        ),
+        (
+            {"checkpoint": model, "table": Path("other.csv")},
+            ValueError,
+            "other.csv has other columns",
+        ),
         ({"checkpoint": Path("typo.eqx")}, FileNotFoundError, r"typo\.eqx"),
         ({"checkpoint": Path("mlp.eqx")}, ValueError, "MLPConfig, which draws no"),
         ({"images": Path("typo.npz")}, FileNotFoundError, r"typo\.npz"),
@@ -336,6 +355,59 @@ def test_inputs_are_looked_at_before_the_data(tiny, model, monkeypatch):
     ):
         with pytest.raises(error, match=message):
             evaluate.main(evaluate.Config(**changes))
+    assert Path("other.csv").read_text() == "a,b\n1,2\n"
+
+
+def test_a_scale_guides_a_model_with_a_null_class_or_is_its_input(tiny, images):
+    distances = []
+    for field, guide in (("null_class", mc.Guided), ("guidance_input", None)):
+        network = replace(CONFIG, **{field: True}).build(key=jax.random.key(0))
+        # Fresh networks begin with zeros, and heed nothing.
+        weights, rest = eqx.partition(network, eqx.is_array)
+        weights = jax.tree.map(
+            lambda w: w + 0.3 * RNG.normal(size=w.shape).astype(w.dtype), weights
+        )
+        network = eqx.combine(weights, rest)
+        saved = mc.Denoiser(network, mc.Cosine())
+        mc.save_model("own.eqx", saved)
+        config = evaluate.Config(
+            Path("own.eqx"), samples=20, steps=1, guidance=2.0, out=Path(field)
+        )
+        (row,) = rows_of(evaluate.main(config))
+        assert (row["guidance"], row["steps"]) == ("2.0", "1")
+        labels = _evaluation.drawn_labels(images.labels, 20, 0)
+        model = saved if guide is None else guide(saved, mc.Guidance(2.0))
+        (expected,) = _evaluation.evaluate(
+            model,
+            mc.DDIM(),
+            mc.uniform_grid(1),
+            shape=(3, 8, 8),
+            labels=labels,
+            samples=20,
+            seed=0,
+            against=[from_images(images, Corners(), Path("features"))],
+            folder=Path("apart"),
+            guidance=2.0 if guide is None else None,
+        )
+        assert float(row["frechet"]) == pytest.approx(expected["frechet"], rel=1e-6)
+        distances.append(row["frechet"])
+        other = replace(config, guidance=0.0, out=Path(f"{field}_0"))
+        assert rows_of(evaluate.main(other))[0]["frechet"] != row["frechet"]
+    assert distances[0] != distances[1]
+
+
+def test_moments_alone_do_not_stand_for_the_data_that_they_are_of(tiny, images):
+    np.savez("samples.npz", pixels(50, seed=1))
+    config = evaluate.Config(images=Path("samples.npz"), samples=50, out=Path("out"))
+    from_images(images, Corners(), Path("once"))
+    (kept,) = Path("once").rglob("reference.npz")
+    evaluate.main(replace(config, statistics=kept))
+    less, more = rows_of(evaluate.main(config))
+    for name in ("reference", "reference_sha256", "reference_samples", "model"):
+        assert less[name] == more[name]
+    assert float(less["frechet"]) == pytest.approx(float(more["frechet"]))
+    assert less["kernel"] == less["floor"] == less["precision"] == ""
+    assert all(more[name] for name in ("kernel", "floor", "precision"))
 
 
 def test_what_cannot_work_is_refused(tiny, model, images, monkeypatch):
@@ -350,18 +422,8 @@ def test_what_cannot_work_is_refused(tiny, model, images, monkeypatch):
         evaluate.main(evaluate.Config(model, data="cifar10"))
     with pytest.raises(ValueError, match=r"large has images \(3, 16, 16\), the model"):
         evaluate.main(evaluate.Config(model, data="imagenet64"))
-    np.savez("samples.npz", pixels(5))
-    with pytest.raises(ValueError, match="50000 samples are asked for, of 5 images"):
-        evaluate.main(evaluate.Config(images=Path("samples.npz"), out=Path("out")))
     with pytest.raises(ValueError, match="1 of 2 samples are not finite"):
         as_bytes(np.array([[0.0], [np.nan]]))
-    table = Path("table.csv")
-    table.write_text("a,b\n1,2\n")
-    with pytest.raises(ValueError, match="other columns"):
-        evaluate.main(
-            evaluate.Config(model, samples=20, steps=1, out=Path("o"), table=table)
-        )
-    assert table.read_text() == "a,b\n1,2\n"
     with pytest.raises(ValueError, match="needs --weights"):
         evaluate.main(evaluate.Config(model, network="inception"))
 

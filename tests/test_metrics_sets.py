@@ -38,7 +38,8 @@ def test_kernel_distance_of_one_subset_is_the_unbiased_formula():
     assert np.isnan(found.error)
 
 
-def test_kernel_distance_has_no_bias_and_its_error_is_that_of_repeats():
+@pytest.mark.parametrize("size", [50, 100, 190])
+def test_kernel_distance_has_no_bias_and_its_error_is_that_of_repeats(size):
     # E k(x, y) of independent rows is E (x.y / d + 1)^3, by the moments of x.y
     d, shift, repeats = 4, 0.7, 40
 
@@ -58,7 +59,7 @@ def test_kernel_distance_has_no_bias_and_its_error_is_that_of_repeats():
             RNG.normal(size=(200, d)),
             RNG.normal(shift, 1, (200, d)),
             subsets=20,
-            size=50,
+            size=size,
         )
         for _ in range(repeats)
     ]
@@ -67,7 +68,12 @@ def test_kernel_distance_has_no_bias_and_its_error_is_that_of_repeats():
     assert abs(values.mean() - expected) < 5 * np.hypot(
         spread / np.sqrt(repeats), doubt
     )
-    assert 0.6 < np.mean([f.error for f in found]) / spread < 1.6
+    assert 0.7 < np.sqrt(np.mean([f.error**2 for f in found])) / spread < 1.4
+
+
+def test_subsets_of_a_whole_set_tell_no_error():
+    assert np.isnan(kernel_distance(REAL, FAKE, subsets=9, size=70).error)
+    assert kernel_distance(REAL, FAKE, subsets=9, size=69).error > 0
 
 
 def test_inception_score_is_the_formula_of_probabilities():

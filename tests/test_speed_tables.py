@@ -29,7 +29,7 @@ TINY = UViTConfig(8, (Stage("resnet", 4, 1),), classes=3, embedding=8, head_widt
 
 @pytest.fixture
 def tiny(monkeypatch):
-    monkeypatch.setitem(_work._OWN, "tiny", TINY)
+    monkeypatch.setitem(_work._NETWORKS, "tiny", TINY)
 
 
 def test_a_processor_is_named_by_its_model_and_any_other_device_by_its_kind(
@@ -92,9 +92,16 @@ def test_a_table_of_throughput_grows_and_compiling_alone_times_nothing(tiny, tmp
     assert first["flops_an_image"] == second["flops_an_image"] != ""
 
 
+def test_a_network_that_there_is_not_is_refused_before_another_is_timed(tmp_path):
+    config = throughput.Config(("demo64", "typo"), out=tmp_path / "t.csv")
+    with pytest.raises(ValueError, match=r"networks are .*demo64.*trunk64.*got typo"):
+        throughput.main(config)
+    assert not config.out.exists()
+
+
 def test_blocks_under_a_scan_have_no_count_of_bytes(tiny, monkeypatch):
     deep = UViTConfig(8, (Stage("transformer", 4, 7),), head_width=4)
-    monkeypatch.setitem(_work._OWN, "deep", deep)
+    monkeypatch.setitem(_work._NETWORKS, "deep", deep)
     job = SimpleNamespace(
         program=SimpleNamespace(cost_analysis=lambda: {"bytes accessed": 10.0})
     )
@@ -194,11 +201,13 @@ def test_networks_of_another_size_void_a_comparison(monkeypatch, tmp_path):
     ended: list[str] = []
     monkeypatch.setattr(versus, "Resident", resident)
     monkeypatch.setattr(versus.os, "sched_setaffinity", lambda *_: None)
-    config = versus.Config(contestants=("mcmeqx", "equinox"), out=tmp_path / "v.csv")
+    pair, out = ("mcmeqx", "equinox"), tmp_path / "v.csv"
     with pytest.raises(SystemExit, match="void: equinox differs by more than 1%"):
-        versus.main(config)
-    assert ended == ["mcmeqx", "equinox"]
-    assert not config.out.exists()
+        versus.main(versus.Config(contestants=pair, jobs=("cd",), out=out))
+    with pytest.raises(ValueError, match=r"jobs are cd, got \['cdd'\]"):
+        versus.main(versus.Config(contestants=pair, jobs=("cd", "cdd"), out=out))
+    assert ended == 2 * ["mcmeqx", "equinox"]
+    assert not out.exists()
 
 
 @pytest.mark.slow

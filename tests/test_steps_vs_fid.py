@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import shutil
 import sys
 from pathlib import Path
 
@@ -143,7 +144,7 @@ def test_the_sheet_has_a_row_for_each_trained_student(tiny, monkeypatch):
     ends = list(drawn.values())
     assert all(np.any(ends[i] != ends[j]) for i in range(4) for j in range(i))
     # A student of a former plan, which nobody asks for, does not stop the others.
-    Path("runs/table/fashion_mnist/cd_1/config.json").write_text("{}")
+    Path("runs/table/fashion_mnist/seed_0/cd_1/config.json").write_text("{}")
     table = tiny.out / "steps_vs_fid_fashion_mnist.csv"
     rows = table.read_text().splitlines(keepends=True)
     table.write_text("".join(row for row in rows if ",CD,1," not in row))
@@ -160,17 +161,52 @@ def test_a_sheet_stays_where_a_student_of_the_table_lies_elsewhere(tiny, capsys)
     steps_vs_fid.main(dataclasses.replace(tiny, only=("CD 1",), seeds=1))
     assert picture.read_bytes() != before
     before = picture.read_bytes()
-    Path("runs/table/fashion_mnist/cd_2").rename("elsewhere")
+    Path("runs/table/fashion_mnist/seed_0/cd_2").rename("elsewhere")
     steps_vs_fid.main(dataclasses.replace(tiny, only=("DDIM 1",), seeds=1))
     assert picture.read_bytes() == before
     assert f"{picture} stays: CD 2 lie in another --work" in capsys.readouterr().out
 
 
-def test_rows_of_another_training_seed_are_not_mixed_in(tiny):
-    images, config = _table_data.fashion_mnist(None), steps_vs_fid.Config(seed=1)
-    row = {"samples": "5000", "plan": images.plan("cd"), "training_seed": "1"}
-    assert steps_vs_fid._belongs(row, images, config)
-    assert not steps_vs_fid._belongs(row | {"training_seed": "0"}, images, config)
+@pytest.mark.slow
+def test_seeds_data_and_teachers_are_told_apart(tiny, tmp_path, monkeypatch, capsys):
+    def measured(images=None, seed=0):
+        images = images or _table_data.fashion_mnist(None)
+        with monkeypatch.context() as patch:
+            patch.setattr(_table_data, "fashion_mnist", lambda folder: images)
+            one = {"only": ("CD 1", "DDIM 1"), "seeds": 1, "seed": seed}
+            table = steps_vs_fid.main(dataclasses.replace(tiny, **one))
+        shown = [s for s in capsys.readouterr().out.splitlines() if s[:3] == "| C"]
+        rows = steps_vs_fid.read_rows(table, steps_vs_fid.COLUMNS)
+        return [(row["method"], row["training_seed"]) for row in rows], shown
+
+    images = _table_data.fashion_mnist(None)
+    both = [("CD", "0"), ("DDIM", "0")]
+    assert measured()[0] == both
+    # A trained teacher has a seed of its own, and so have its students.
+    both += [("CD", "1"), ("DDIM", "1")]
+    first = measured(seed=1)
+    assert first[0] == both
+    # One that lies in a file has not, and is not the one before.
+    mc.save_model(images.teacher, new_denoiser(images.preset, jax.random.key(3)))
+    with pytest.raises(ValueError, match=r"cd_1 holds a run with teacher_sha256="):
+        measured()
+    shutil.rmtree("runs")
+    both += [("CD", "0"), ("DDIM", "0")]
+    found, shown = measured()
+    assert found == both
+    both += [("CD", "1")]
+    assert measured(seed=1)[0] == both
+    other = dataclasses.replace(images.images, pixels=images.images.pixels[::-1])
+    other = dataclasses.replace(images, images=other)
+    with pytest.raises(ValueError, match=r"cd_1 holds a run with images_sha256="):
+        measured(other)
+    shutil.rmtree("runs/table/fashion_mnist/seed_0")
+    assert measured(other)[0] == [*both, ("CD", "0"), ("DDIM", "0")]
+    shutil.rmtree("runs")
+    assert measured() == ([*both, ("CD", "0"), ("DDIM", "0")], shown)
+
+
+def test_without_a_sampling_seed_there_is_no_table(tiny):
     with pytest.raises(ValueError, match="seeds is 1 or more, got 0"):
         steps_vs_fid.main(dataclasses.replace(tiny, seeds=0))
 

@@ -6,19 +6,18 @@ and if it was made from the same inputs, which the `key` stored in it says.
 
 import os
 import warnings
-import zipfile
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from mcmeqx._whole import written_whole
+from mcmeqx.data._zips import ZIP_DAMAGE
 
 Arrays = dict[str, np.ndarray]
 
 _KEY = "key"
-_DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, KeyError, ValueError)
+_DAMAGE = (*ZIP_DAMAGE, KeyError, ValueError)
 
 
 def cache_folder() -> Path:

@@ -29,10 +29,11 @@ def kernel_distance(
     """The kernel distance of features (n, d) and (m, d), in float64.
 
     Each of the `subsets` takes `size` rows of either set, or as many as the smaller
-    has, none of them twice. The standard error is the subsets' deviation over the root
-    of how many of them fit into the smaller set side by side, or of their number if
-    that is smaller: more subsets than fit tell the same rows again. It is NaN for one
-    subset. Raises ValueError for sets of unequal width or of less than two rows.
+    has, none of them twice. Subsets of s of n rows differ by what `1/s - 1/n` tells,
+    and their mean from the truth by `1/n` and by a share of the former. So the standard
+    error is their deviation times the root of `1 / subsets + s / (n - s)`, n being the
+    smaller set's. It is NaN for one subset, and for subsets of a whole set. Raises
+    ValueError for sets of unequal width or of less than two rows.
     """
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:
         raise ValueError(f"features of shapes {a.shape} and {b.shape} do not compare")
@@ -49,9 +50,10 @@ def kernel_distance(
         rows = (rng.choice(len(x), size, replace=False, shuffle=False) for x in (a, b))
         x, y = (np.asarray(s[r], np.float64) for s, r in zip((a, b), rows, strict=True))
         values[i] = _discrepancy(x, y)
-    apart = min(subsets, least / size)
-    deviation = values.std(ddof=1) if subsets > 1 else np.nan
-    return KernelDistance(float(values.mean()), float(deviation / np.sqrt(apart)))
+    error = np.nan
+    if subsets > 1 and size < least:
+        error = values.std(ddof=1) * np.sqrt(1 / subsets + size / (least - size))
+    return KernelDistance(float(values.mean()), float(error))
 
 
 def _discrepancy(x: np.ndarray, y: np.ndarray) -> float:
