@@ -15,7 +15,9 @@ is kept: the same command goes on where it stopped.
 
 import csv
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Literal
 
@@ -23,11 +25,17 @@ import matplotlib
 import numpy as np
 import tyro
 from _methods import runs
-from _problems import mixture, teacher
+from _problems import Problem, mixture, teacher
 from _runs import whole
 from _tables import read_rows
 from matplotlib.figure import Figure
 
+import mcmeqx as mc
+
+PROBLEMS: dict[str, Callable[[int, int], Problem]] = {
+    "mixture": mixture,
+    "teacher": teacher,
+}
 COLUMNS: tuple[str, ...] = (
     "method",
     "evaluations",
@@ -36,6 +44,7 @@ COLUMNS: tuple[str, ...] = (
     "distance_to_flow",
     "samples",
     "seed",
+    "teacher_sha256",
     "seconds",
 )
 
@@ -81,15 +90,18 @@ def main(config: Config) -> Path:
     table = config.out / f"solver_error_{config.problem}.csv"
     done = read_rows(table, COLUMNS)
     ours = {"samples": str(config.samples), "seed": str(config.seed)}
-    other = [row for row in done if any(row[k] != v for k, v in ours.items())]
-    if other:
-        raise ValueError(
-            f"{table} holds samples={other[0]['samples']}, seed={other[0]['seed']}; "
-            "give another --out"
-        )
-    problem = {"mixture": mixture, "teacher": teacher}[config.problem](
-        config.samples, config.seed
+    file = mc.EMOJI_TEACHER if config.problem == "teacher" else None
+    ours["teacher_sha256"] = (
+        "" if file is None else sha256(file.read_bytes()).hexdigest()
     )
+    for row in done:
+        for name, value in ours.items():
+            if row[name] != value:
+                raise ValueError(
+                    f"{table} has rows of {name}={row[name]}, and {name}={value} is "
+                    "asked for; give another --out"
+                )
+    problem = PROBLEMS[config.problem](config.samples, config.seed)
     known = {(row["method"], row["evaluations"]) for row in done}
     known |= {(row["method"], "0") for row in done if "adaptive" in row["method"]}
     for method, count, run in runs(problem):
