@@ -22,7 +22,7 @@ def fill(options: Any, **defaults: Any) -> Any:
     return replace(options, **empty)
 
 
-def at_least(least: int, **values: int) -> None:
+def at_least(least: int, **values: float) -> None:
     """ValueError that names the first of the values that is below `least`."""
     for name, value in values.items():
         if value < least:

@@ -88,6 +88,13 @@ def test_without_a_writer_the_error_says_what_to_install(tmp_path, monkeypatch):
         TensorBoard(tmp_path, every=1)
 
 
+def test_lines_may_go_to_a_folder_that_is_not_there_yet(tmp_path):
+    path = tmp_path / "new" / "metrics.jsonl"
+    lines = JsonLines(path, every=1, steps=1)
+    lines(1, STATE, {"loss": 0.5})
+    assert [r["loss"] for r in read_metrics(path)] == [0.5]
+
+
 @pytest.mark.parametrize("kind", [JsonLines, TensorBoard])
 def test_metrics_are_written_every_step_or_fewer(tmp_path, kind):
     options = {"steps": 9} if kind is JsonLines else {}

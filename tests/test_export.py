@@ -1,8 +1,10 @@
 import dataclasses
 import functools
+import io
 import json
 import shutil
 import sys
+import zipfile
 
 import equinox as eqx
 import jax
@@ -122,6 +124,42 @@ def test_a_model_comes_back_from_each_kind_of_file(tmp_path, name):
     )
 
 
+def test_what_no_file_could_give_back_is_not_written(tmp_path):
+    model = models()["mlp"]
+    half = jax.tree.map(lambda a: a.astype(jnp.bfloat16), model)
+    with pytest.raises(ValueError, match=r"is bfloat16\[.*\], not float32"):
+        export_weights(tmp_path / "a.safetensors", half)
+    with pytest.raises(
+        ValueError, match=r"arrays of bfloat16 are not kept: .* float32"
+    ):
+        export_sampler(tmp_path / "a", half, DDIM(), uniform_grid(1), (2,))
+    for shape in ((3,), (3, 8, 8)):
+        with pytest.raises(ValueError, match="does not take a sample of shape"):
+            export_sampler(
+                tmp_path / "a", model, DDIM(), uniform_grid(1), shape, labelled=True
+            )
+    assert not list(tmp_path.iterdir())
+    save_model(tmp_path / "a", half)
+    with pytest.raises(ValueError, match="bfloat16"):
+        load(tmp_path / "a")
+    assert eqx.tree_equal(load_model(tmp_path / "a", half), half)
+
+
+def test_a_header_of_other_kinds_of_values_is_damage(tmp_path):
+    path, model = tmp_path / "a.eqx", models()["mlp"]
+    save_model(path, model)
+    head, _, rest = path.read_bytes().partition(b"\n")
+    damaged = (
+        {"network": {"UViTConfig": {"image_size": 8, "stages": [5]}}},
+        {"schedule": {"Shifted": {"image_resolution": 8, "base": 3}}},
+    )
+    for change in damaged:
+        about = json.dumps(json.loads(head) | change).encode()
+        path.write_bytes(about + b"\n" + rest)
+        with pytest.raises(ValueError, match="does not hold a model"):
+            load(path)
+
+
 class Gain(AbstractNetwork):
     a: jax.Array
 
@@ -201,10 +239,10 @@ def test_damaged_weights_are_refused_and_a_file_is_never_replaced(tmp_path):
     with pytest.raises(ValueError, match="no description"):
         load(path)
     save_file(tensors | {"network.last.bias": np.zeros(3, "f4")}, path, metadata)
-    with pytest.raises(ValueError, match=r"last\.bias is float32\[3\] there, not"):
+    with pytest.raises(ValueError, match=r"last\.bias is float32\[3\], not"):
         load(path)
     save_file({k: v for k, v in tensors.items() if "last" not in k}, path, metadata)
-    with pytest.raises(ValueError, match="is absent there"):
+    with pytest.raises(ValueError, match="is absent, not float32"):
         load(path)
     assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
 
@@ -302,6 +340,14 @@ def test_an_exported_sampler_refuses_what_it_cannot_take(tmp_path):
     flipped = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
     for damaged in (content[:-9], content[:5], b"", flipped):
         path.write_bytes(damaged)
+        with pytest.raises(ValueError, match="does not hold a sampler"):
+            load_sampler(path)
+    for name, junk in (("about.json", "[]"), ("program", ""), ("program", "junk")):
+        with zipfile.ZipFile(io.BytesIO(content)) as old:
+            kept = {n: old.read(n) for n in old.namelist()} | {name: junk.encode()}
+        with zipfile.ZipFile(path, "w") as file:
+            for each, data in kept.items():
+                file.writestr(each, data)
         with pytest.raises(ValueError, match="does not hold a sampler"):
             load_sampler(path)
     with pytest.raises(FileNotFoundError, match="absent"):

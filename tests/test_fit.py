@@ -247,6 +247,8 @@ def test_batches_that_do_not_split_are_named():
     made = learner(accumulate=3)
     with pytest.raises(ValueError, match=r"batch_size 8 .* 4 devices in 3"):
         fit(made, start(made), batches(1), steps=1)
+    with pytest.raises(ValueError, match="8 rows do not split into accumulate=3"):
+        made.step(start(made), batches(1)[0])
     with pytest.raises(ValueError, match="accumulate is 1 or more, got 0"):
         learner(accumulate=0)
 

@@ -382,6 +382,13 @@ def test_a_null_class_is_added_to_what_a_model_has():
         with_null_class(Denoiser(MLPConfig(3, width=8).build(key=KEY), SCHEDULE))
 
 
+@pytest.mark.parametrize("change", [with_guidance_input, with_null_class])
+def test_a_network_of_ones_own_is_changed_where_it_is_defined(change):
+    own = Denoiser(ScaleNetwork(), SCHEDULE)
+    with pytest.raises(ValueError, match="ScaleNetwork has no configuration"):
+        change(own)
+
+
 def test_generate_hands_the_scale_to_a_student_that_takes_one():
     student = Denoiser(ScaleNetwork(), SCHEDULE, lambda schedule, z, out, t: out)
     noise = np.ones((2, 3), np.float32)

@@ -289,6 +289,28 @@ def test_order_of_convergence_to_the_exact_flow(sampler, order):
     assert slope == pytest.approx(order, abs=0.1)
 
 
+def test_a_long_step_of_heun_is_the_trapezoid_rule_in_angles():
+    schedule, var, z = Cosine(), 0.25, np.array([-1.5, 0.3, 2.0])
+    (alpha_t, sigma_t), (alpha_s, sigma_s) = (
+        alpha_sigma(schedule, np.array(time)) for time in (0.9, 0.4)
+    )
+    theta_t, theta_s = np.arctan2(sigma_t, alpha_t), np.arctan2(sigma_s, alpha_s)
+
+    def velocity(z, alpha, sigma):
+        # dz/dtheta = v of data of variance var, whose x is var alpha z / E z^2.
+        x = var * alpha * z / (var * alpha**2 + sigma**2)
+        return alpha * (z - alpha * x) / sigma - sigma * x
+
+    v_t = velocity(z, alpha_t, sigma_t)
+    x_t = alpha_t * z - sigma_t * v_t
+    eps_t = sigma_t * z + alpha_t * v_t
+    v_s = velocity(alpha_s * x_t + sigma_s * eps_t, alpha_s, sigma_s)
+    expected = z - (theta_t - theta_s) * (v_t + v_s) / 2
+    model = gaussian_denoiser(schedule, jnp.asarray(var))
+    found = Heun().step(model, schedule, jnp.asarray(z), 0.9, 0.4, key=KEY)
+    np.testing.assert_allclose(found, expected, rtol=1e-10)
+
+
 @pytest.mark.parametrize("steps", [1, 2, 5])
 def test_heun_never_asks_at_the_data_end(steps):
     schedule, times = Cosine(), []
@@ -420,6 +442,13 @@ def test_a_share_of_the_measured_error_out_of_range_is_named(eta):
     model, batch = GaussianModel(Cosine(), 1.0), Example(jnp.ones((2, 3)))
     with pytest.raises(ValueError, match=str(eta)):
         measure_x_var(model, batch, np.array([0.0, 1.0]), eta=eta, key=KEY)
+
+
+@pytest.mark.parametrize("ts", [uniform_grid(2), np.array([0.5, 0.5]), np.array([])])
+def test_times_to_measure_at_are_looked_at_first(ts):
+    model, batch = GaussianModel(Cosine(), 1.0), Example(jnp.ones((2, 3)))
+    with pytest.raises(ValueError, match=r"rising times, as uniform_grid\(8\)"):
+        measure_x_var(model, batch, ts, key=KEY)
 
 
 def test_sample_takes_the_steps_of_its_grid_and_no_other():
@@ -573,6 +602,9 @@ def test_generate_refuses_what_does_not_fit():
         call(noise, batch_size=0)
     with pytest.raises(ValueError, match="3 rows of noise but 2 labels"):
         call(noise, np.zeros(2, np.int32))
+    for ts in (np.array([1.0]), np.ones((2, 2))):
+        with pytest.raises(ValueError, match=r"two times or more, as uniform_grid"):
+            generate(model, DDIM(), ts, noise, key=KEY)
     with pytest.raises(ValueError, match="float32 or float64, got float16"):
         call(noise.astype(np.float16))
     with pytest.raises(ValueError, match="float32 or float64, got bfloat16"):

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from oracles import SCHEDULES, alpha_sigma, theta
 
-from mcmeqx import Cosine, Shifted
+from mcmeqx import AbstractNoiseSchedule, Cosine, Denoiser, Shifted
+from mcmeqx.nets import MLPConfig
 
 schedules = pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
 TIMES = np.arange(1281) / 1280
@@ -130,3 +131,18 @@ def test_the_rate_of_the_angle_is_its_derivative(schedule):
     np.testing.assert_allclose(rate(ts), expected, rtol=1e-6)
     assert float(schedule.angle_rate(1)) == float(schedule.angle_rate(1.0))
     np.testing.assert_allclose(rate(ts.astype(np.float32)), expected, rtol=1e-5)
+
+
+def test_numbers_of_a_schedule_are_no_arrays_that_training_would_change():
+    class Learned(AbstractNoiseSchedule):
+        slope: jax.Array
+
+        def logsnr(self, t):
+            return -self.slope * t
+
+        def sin_gap(self, t, dt):
+            return self.slope * dt
+
+    network = MLPConfig(2, 8, 1, embedding=8).build(key=jax.random.key(0))
+    with pytest.raises(ValueError, match=r"Learned holds arrays, .* static fields"):
+        Denoiser(network, Learned(jnp.float32(1.0)))

@@ -1,3 +1,5 @@
+import dataclasses
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -72,9 +74,11 @@ class DrawnLoss(AbstractLoss):
         return value + 0.0 * jnp.sum(model(example.x, 0.5)), {"loss": value}
 
 
-def test_init_shares_no_buffer_with_the_model():
+@pytest.mark.parametrize("optimizer", [optax.adam(1e-3), optax.contrib.prodigy()])
+def test_init_shares_no_buffer_with_the_model(optimizer):
     given = model()
-    state = learner().init(given, key=KEY)
+    made = dataclasses.replace(learner(), optimizer=optimizer)
+    state = made.init(given, key=KEY)
     trees = (given, state.model, state.ema, state.opt_state)
     pointers = [
         a.unsafe_buffer_pointer()
@@ -85,7 +89,7 @@ def test_init_shares_no_buffer_with_the_model():
     assert len(set(pointers)) == len(pointers)
     assert_close(state.model, given)
     assert_close(state.ema, given)
-    learner().step(state, batches(1)[0])
+    made.step(state, batches(1)[0])
     assert np.all(np.isfinite(np.concatenate([a.ravel() for a in arrays(given)])))
     jax.random.key_data(KEY)
 

@@ -90,6 +90,7 @@ class JsonLines:
     def __init__(self, path: Path, *, every: int, steps: int, start: int = 0):
         _check_every(every)
         self.path, self.every, self.steps = Path(path), every, steps
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         kept = [r for r in read_metrics(self.path) if r["step"] <= start]
         if self.path.exists():
             with written_whole(self.path) as file:

@@ -13,7 +13,8 @@ from mcmeqx._types import NULL_LABEL
 
 def check_noise(z: Any) -> None:
     """ValueError for a precision that cannot tell neighbouring times apart."""
-    if jnp.finfo(z.dtype).bits < 32:
+    floats = jnp.issubdtype(z.dtype, jnp.floating)
+    if not floats or jnp.finfo(z.dtype).bits < 32:
         raise ValueError(
             f"noise is float32 or float64, got {z.dtype}: a network computes in a "
             "precision of its own, but times and samples need this one"

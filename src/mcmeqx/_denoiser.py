@@ -63,6 +63,13 @@ class Denoiser(eqx.Module):
     and convolutions are bfloat16. Noise level and its embedding, norms, sums with
     vectors and softmax are float32."""
 
+    def __check_init__(self):
+        if any(map(eqx.is_array, jax.tree.leaves(self.schedule))):
+            raise ValueError(
+                f"{type(self.schedule).__name__} holds arrays, which training would "
+                "change: make the schedule's numbers static fields"
+            )
+
     def __call__(
         self,
         z: Sample,

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 
 from mcmeqx._denoiser import Denoiser, eps_prediction, v_prediction, x_prediction
 from mcmeqx._schedule import Cosine, Shifted
@@ -43,6 +44,7 @@ def describe(model: Denoiser) -> dict[str, Any]:
 
 
 def _encode(value: Any, unknown: Any) -> Any:
+    value = value.item() if isinstance(value, np.generic) else value
     if isinstance(value, tuple | list):
         return [_encode(each, repr(each)) for each in value]
     if value is None or isinstance(value, bool | int | float | str):

@@ -44,18 +44,19 @@ def export_weights(path: Path | str, model: Denoiser) -> None:
 
     `load` reads it back. Raises FileExistsError if there is a file, ValueError if the
     name does not end in `.safetensors` or the model has a part that is not the
-    library's own, and ImportError without safetensors (`pip install "mcmeqx[export]"`).
+    library's own, or arrays that are not float32 as the library's are, and ImportError
+    without safetensors (`pip install "mcmeqx[export]"`).
     """
     path, library = Path(path), optional("safetensors.numpy")
     if path.suffix != ".safetensors":
         raise ValueError(f"exported weights end in .safetensors, got {path}")
     check_absent(path)
     about = describe(model)
-    rebuild(about)
     arrays = {
         name: np.ascontiguousarray(leaf)
         for name, leaf in named(eqx.filter(model, is_array_or_shape)).items()
     }
+    _check_arrays(arrays, named(eqx.filter(rebuild(about), is_array_or_shape)))
     metadata = {DESCRIPTION: json.dumps(about)}
     content = library.save(arrays, metadata=metadata)
     with written_whole(path) as file:
@@ -81,7 +82,7 @@ def read_weights(path: Path) -> Denoiser:
             arrays, static = eqx.partition(model, is_array_or_shape)
             found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         _check_arrays(found, named(arrays))
-    except (library.SafetensorError, ValueError, TypeError) as error:
+    except (library.SafetensorError, ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} does not hold exported weights: {error}") from error
     names = iter(named(arrays))
     arrays = jax.tree.map(lambda _: jnp.asarray(found[next(names)]), arrays)
@@ -95,6 +96,4 @@ def _check_arrays(found: dict[str, Any], wanted: dict[str, Any]) -> None:
 
     for name in wanted | found:
         if kind(found, name) != kind(wanted, name):
-            raise ValueError(
-                f"{name} is {kind(found, name)} there, not {kind(wanted, name)}"
-            )
+            raise ValueError(f"{name} is {kind(found, name)}, not {kind(wanted, name)}")

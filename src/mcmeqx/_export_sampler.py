@@ -7,6 +7,7 @@ The file is a zip archive of `program` (StableHLO as `jax.export` serialises it)
 
 import io
 import json
+import struct
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -27,6 +28,16 @@ from mcmeqx._model_file import is_array_or_shape
 from mcmeqx._sampler import AbstractSampler
 from mcmeqx._whole import written_whole
 from mcmeqx.nets._attention import formula_alone
+
+_DAMAGE = (
+    zipfile.BadZipFile,
+    struct.error,
+    RuntimeError,
+    KeyError,
+    ValueError,
+    TypeError,
+    EOFError,
+)
 
 ExportedSampler = Callable[..., Float[Array, "n *shape"]]
 """`(noise, labels=None, *, seed=0) -> x`, a batch of samples."""
@@ -51,9 +62,9 @@ def export_sampler(
     `platforms` are those of `jax.export`, by default the present one and the CPU.
 
     Raises FileExistsError if there is a file, ValueError if the model does not take a
-    sample of `shape` or lacks a label or guidance that it needs, or for a `batch_size`
-    below 1 or a `guidance` below 0, and ImportError without flatbuffers (`pip install
-    "mcmeqx[export]"`).
+    sample of `shape`, lacks a label or guidance that it needs or has arrays of
+    bfloat16, or for a `batch_size` below 1 or a `guidance` below 0, and ImportError
+    without flatbuffers (`pip install "mcmeqx[export]"`).
     """
     check_guidance(guidance)
     if batch_size is not None and batch_size < 1:
@@ -63,6 +74,12 @@ def export_sampler(
     check_absent(path)
     arrays, static = eqx.partition((model, sampler), is_array_or_shape)
     weights, structure = jax.tree.flatten(arrays)
+    for weight in weights:
+        if weight.dtype.kind == "V":
+            raise ValueError(
+                f"arrays of {weight.dtype} are not kept: give the model float32 ones, "
+                f"and to compute in {weight.dtype} its dtype"
+            )
     times = np.asarray(ts, np.float32)
 
     def program(weights, noise, labels, seed):
@@ -73,15 +90,21 @@ def export_sampler(
             return sample_rows(model, sampler, times, noise, labels, scale, keys)
 
     rows = export.symbolic_shape("n")[0] if batch_size is None else batch_size
-    exported = export.export(
+    exporting = export.export(
         jax.jit(program),
         platforms=tuple(dict.fromkeys(platforms or (jax.default_backend(), "cpu"))),
-    )(
-        [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in weights],
-        jax.ShapeDtypeStruct((rows, *shape), jnp.float32),
-        jax.ShapeDtypeStruct((rows,), jnp.int32) if labelled else None,
-        jax.ShapeDtypeStruct((), jnp.uint32),
     )
+    try:
+        exported = exporting(
+            [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in weights],
+            jax.ShapeDtypeStruct((rows, *shape), jnp.float32),
+            jax.ShapeDtypeStruct((rows,), jnp.int32) if labelled else None,
+            jax.ShapeDtypeStruct((), jnp.uint32),
+        )
+    except TypeError as error:
+        raise ValueError(
+            f"the model does not take a sample of shape {shape}: {error}"
+        ) from error
     about = {
         "shape": list(shape),
         "labelled": labelled,
@@ -121,7 +144,7 @@ def load_sampler(path: Path | str) -> ExportedSampler:
                 weights = [
                     jnp.asarray(stored[f"arr_{i}"]) for i in range(about["weights"])
                 ]
-    except (zipfile.BadZipFile, KeyError, ValueError, EOFError) as error:
+    except _DAMAGE as error:
         raise ValueError(
             f"{path} does not hold a sampler of export_sampler: {error}"
         ) from error

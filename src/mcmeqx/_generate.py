@@ -67,6 +67,7 @@ def generate(
 ) -> Float[np.ndarray, "n *shape"]:
     """Samples in the shape of `noise`, one for each of its rows, on the host.
 
+    `ts` are the times from that of `noise` to that of the samples: `uniform_grid(8)`.
     Row i depends on `noise[i]`, `labels[i]`, `key` and i alone, so that two models
     given the same rows can be compared picture by picture and the batch size changes
     nothing but speed. Batches are split over all devices of this process, `batch_size`
@@ -75,8 +76,9 @@ def generate(
     one, or of a `Guided` model in place of its own; and traced. `describe` names a
     progress bar.
 
-    Raises ValueError if `noise` is empty or below float32, `labels` differ in number or
-    are no classes of the model, `batch_size` is not positive or `guidance` negative.
+    Raises ValueError if `ts` has no step, `noise` is empty or below float32, `labels`
+    differ in number or are no classes of the model, `batch_size` is not positive or
+    `guidance` negative.
     """
     n = len(noise)
     if n < 1 or batch_size < 1:
@@ -84,6 +86,8 @@ def generate(
             f"generate needs at least one row of noise and a batch_size of 1 or more, "
             f"got {n} rows and batch_size {batch_size}"
         )
+    if np.ndim(ts) != 1 or len(ts) < 2:
+        raise ValueError(f"ts holds two times or more, as uniform_grid(8), got {ts}")
     check_guidance(guidance)
     check_noise(noise)
     check_labels(labels, n, label_range(model))
@@ -128,8 +132,8 @@ def measure_x_var(
         )
     if not 0.0 <= eta <= 1.0:
         raise ValueError(f"eta is a share of the squared error, in [0, 1], got {eta}")
-    if not len(ts):
-        raise ValueError("ts holds no times to measure at")
+    if not len(ts) or np.any(np.diff(ts) <= 0):
+        raise ValueError(f"ts holds rising times, as uniform_grid(8)[::-1], got {ts}")
     keys = jax.random.split(key, len(ts))
     times = [jnp.asarray(t, batch.x.dtype) for t in ts]
     errors = [

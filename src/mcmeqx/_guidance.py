@@ -164,9 +164,10 @@ def with_guidance_input(model: Denoiser) -> Denoiser:
     """A copy that takes a guidance scale, and at first does not heed it.
 
     What a student of a guided teacher starts from (`guidance_range` of the loss).
-    Raises ValueError if the model takes one already.
+    Raises ValueError if the model takes one already, or its network is not one of the
+    library's.
     """
-    network: Any = model.network
+    network = _configured(model)
     if network.config.guidance_input:
         raise ValueError(
             "with_guidance_input is for a model that takes no guidance scale: this one "
@@ -181,9 +182,10 @@ def with_null_class(model: Denoiser) -> Denoiser:
     """A copy with a null class, which starts as the mean of the others.
 
     For a conditional model that goes on training with label dropout. Raises ValueError
-    if the model has no classes, or a null class already.
+    if the model has no classes, or a null class already, or its network is not one of
+    the library's.
     """
-    network: Any = model.network
+    network = _configured(model)
     old = network.embed
     if old.classes is None or old.null_class:
         raise ValueError(
@@ -192,6 +194,16 @@ def with_null_class(model: Denoiser) -> Denoiser:
         )
     rows = jnp.concatenate([old.classes, old.classes.mean(0, keepdims=True)])
     return _of_config(model, replace(network.config, null_class=True), classes=rows)
+
+
+def _configured(model: Denoiser) -> Any:
+    """The network; ValueError if no configuration builds it."""
+    if model.network.config is None:
+        raise ValueError(
+            f"{type(model.network).__name__} has no configuration to build it anew "
+            "from: give it the further input or class where it is defined"
+        )
+    return model.network
 
 
 def _of_config(model: Denoiser, config: Any, **embed: jax.Array) -> Denoiser:

@@ -13,6 +13,15 @@ from mcmeqx._denoiser import Denoiser
 from mcmeqx._describe import check_parts, describe, differences, rebuild
 from mcmeqx._whole import written_whole
 
+_DAMAGE = (
+    RuntimeError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    EOFError,
+)
+
 
 def is_array_or_shape(leaf: Any) -> bool:
     """Whether a leaf is what a file stores; a dropout rate, say, is not."""
@@ -38,8 +47,11 @@ def save_model(
     """Write `model` to one file, whole or not at all.
 
     `stored` float16 halves the file: float32 arrays are rounded to 11 bits, and read
-    back as float32. Raises ValueError, and writes nothing, if one is too large for it.
+    back as float32. Arrays of another precision than the library's, float32, come back
+    by `load_model` alone. Raises ValueError, and writes nothing, for another `stored`
+    or if an array is too large for it.
     """
+    _check_stored(stored)
     path = Path(path)
     header, arrays = _header(model), eqx.filter(model, is_array_or_shape)
     if stored is not None:
@@ -99,17 +111,21 @@ def _read(path: Path | str, like: Denoiser | None) -> Denoiser:
             arrays = _arrays(file, arrays, found.get("stored"))
             if file.read(1):
                 raise ValueError("it goes on after its last array")
-    except (RuntimeError, ValueError, KeyError, TypeError, EOFError) as error:
+    except _DAMAGE as error:
         raise ValueError(
             f"{path} does not hold a model of this network: {error}. {remedy}"
         ) from error
     return eqx.combine(arrays, static)
 
 
+def _check_stored(stored: str | None) -> None:
+    if stored not in (None, "float16"):
+        raise ValueError(f"arrays are stored as they are or as float16, not {stored}")
+
+
 def _arrays(file: BinaryIO, like: Any, stored: str | None) -> Any:
     """The arrays that follow the header, in the precision of `like`."""
-    if stored not in (None, "float16"):
-        raise ValueError(f"its arrays are stored as {stored}, which is not known here")
+    _check_stored(stored)
 
     def shape(leaf: Any) -> jax.ShapeDtypeStruct:
         half = stored is not None and leaf.dtype == jnp.float32

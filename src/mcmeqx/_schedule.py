@@ -26,7 +26,10 @@ from mcmeqx._types import Sample, Scalar, ScalarLike
 
 
 class AbstractNoiseSchedule(eqx.Module):
-    """A variance-preserving schedule on t in [0, 1], from data to noise."""
+    """A variance-preserving schedule on t in [0, 1], from data to noise.
+
+    Its numbers are static fields: arrays would be trained, and cannot be compared.
+    """
 
     @abstractmethod
     def logsnr(self, t: ScalarLike) -> Scalar:

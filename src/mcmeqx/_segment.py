@@ -53,9 +53,9 @@ class Segments(eqx.Module):
     """Network evaluations per sample, S >= 1."""
 
     def __check_init__(self):
-        if self.student_steps < 1:
+        if self.student_steps < 1 or self.student_steps != int(self.student_steps):
             raise ValueError(
-                f"student_steps is the number of segments, at least 1, "
+                f"student_steps is the number of segments, 1 or more, "
                 f"got {self.student_steps}"
             )
 

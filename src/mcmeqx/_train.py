@@ -49,7 +49,7 @@ class Learner(eqx.Module):
     loss: AbstractLoss
     """The loss of one example; a teacher's weights travel in it as arguments."""
     optimizer: optax.GradientTransformation = eqx.field(static=True)
-    """Any optax transformation."""
+    """Any optax transformation that needs gradients, its state and parameters alone."""
     ema_decay: float = eqx.field(default=0.9999, static=True)
     """Decay of the moving average, reached gradually as `(1 + i) / (10 + i)`."""
     accumulate: int = eqx.field(default=1, static=True)
@@ -70,7 +70,7 @@ class Learner(eqx.Module):
                 lambda a: jnp.array(a, copy=True) if eqx.is_array(a) else a, model
             )
 
-        opt_state = self.optimizer.init(eqx.filter(model, eqx.is_inexact_array))
+        opt_state = self.optimizer.init(eqx.filter(copy(), eqx.is_inexact_array))
         step, skipped = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
         key = jax.random.clone(key)
         return TrainState(step, copy(), copy(), opt_state, key, skipped)
@@ -78,7 +78,8 @@ class Learner(eqx.Module):
     def step(self, state: TrainState, batch: Example) -> tuple[TrainState, Metrics]:
         """The state one update later, and metrics averaged over the batch.
 
-        The old state's buffers are given away: do not use it again.
+        The old state's buffers are given away: do not use it again. Raises ValueError
+        for a batch that does not split into `accumulate` parts.
         """
         return _step((self, batch), state)
 
@@ -155,6 +156,8 @@ def _means(learner: Learner, state: TrainState, batch: Example) -> _Means:
     keys, parts = _keys(state, batch), learner.accumulate
     if parts == 1:
         return part(batch, keys)
+    if len(keys) % parts:
+        raise ValueError(f"{len(keys)} rows do not split into accumulate={parts} parts")
     # Each part takes every parts-th row, so that no device waits for another.
     inputs = jax.tree.map(
         lambda a: a.reshape(-1, parts, *a.shape[1:]).swapaxes(0, 1), (batch, keys)
