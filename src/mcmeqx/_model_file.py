@@ -120,7 +120,9 @@ def _read(path: Path | str, like: Denoiser | None) -> Denoiser:
 
 def _check_stored(stored: str | None) -> None:
     if stored not in (None, "float16"):
-        raise ValueError(f"arrays are stored as they are or as float16, not {stored}")
+        raise ValueError(
+            f"arrays stored as {stored} are not known: float16, or None for as they are"
+        )
 
 
 def _arrays(file: BinaryIO, like: Any, stored: str | None) -> Any:
