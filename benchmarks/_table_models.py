@@ -1,6 +1,7 @@
 """The table's models: each trained once, resumed if cut, kept in the work folder."""
 
 from pathlib import Path
+from typing import Any
 
 import jax
 from _measured_data import digest
@@ -25,6 +26,11 @@ def _plan(images: ImageSet, iterations: int, learning_rate: float, seed: int) ->
     )
 
 
+def _made_from(images: ImageSet, seed: int) -> dict[str, Any]:
+    """What a model depends on beside its preset."""
+    return {"seed": seed, "images_sha256": digest(images.images.pixels)}
+
+
 def teacher_of(images: ImageSet, work: Path, seed: int) -> mc.Denoiser:
     """The diffusion model: that of the committed table, or one that is trained here."""
     preset = images.preset
@@ -32,7 +38,7 @@ def teacher_of(images: ImageSet, work: Path, seed: int) -> mc.Denoiser:
         return mc.load_model(images.teacher, denoiser_shapes(preset))
     network_key, key = jax.random.split(jax.random.key(seed))
     plan = _plan(images, preset.teacher_iterations, preset.teacher_learning_rate, seed)
-    about = {"seed": seed, "images_sha256": digest(images.images.pixels)}
+    about = _made_from(images, seed)
     run = claim(work / "teacher", "table", preset, "samples", *STUDENTS, **about)
     model = new_denoiser(preset, network_key)
     loss = mc.DiffusionLoss(label_dropout=preset.label_dropout)
@@ -54,8 +60,7 @@ def student_of(
     preset = images.preset.training(from_data=student.from_data)
     plan = _plan(images, preset.iterations, preset.learning_rate, seed + 1)
     # data_anneal has gone into anneal.
-    about = {"seed": seed, "images_sha256": digest(images.images.pixels)}
-    about |= {"teacher_sha256": images.teacher_sha256}
+    about = _made_from(images, seed) | {"teacher_sha256": images.teacher_sha256}
     run = claim(work / student.name, "table", preset, "samples", "data_anneal", **about)
     start, stop, over = preset.anneal
     segments = mc.Segments(student.segments)

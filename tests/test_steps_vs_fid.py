@@ -206,6 +206,18 @@ def test_seeds_data_and_teachers_are_told_apart(tiny, tmp_path, monkeypatch, cap
     assert measured() == ([*both, ("CD", "0"), ("DDIM", "0")], shown)
 
 
+def test_rows_of_another_training_seed_are_not_mixed_in(tiny):
+    images = _table_data.fashion_mnist(None)
+    (cell,) = (c for c in cells() if c.name == "CD 1")
+    first, again, other = (
+        steps_vs_fid._key(
+            steps_vs_fid._about(cell, images, "sha256", steps_vs_fid.Config(seed=seed))
+        )
+        for seed in (0, 0, 1)
+    )
+    assert first == again != other
+
+
 def test_without_a_sampling_seed_there_is_no_table(tiny):
     with pytest.raises(ValueError, match="seeds is 1 or more, got 0"):
         steps_vs_fid.main(dataclasses.replace(tiny, seeds=0))
