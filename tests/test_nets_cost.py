@@ -1,6 +1,7 @@
 """What a deep network costs to compile and to differentiate."""
 
 import dataclasses
+import re
 
 import equinox as eqx
 import jax
@@ -10,6 +11,7 @@ import pytest
 from jaxprs import equations
 
 from mcmeqx.nets import Stage, UViTConfig, _uvit_stages
+from mcmeqx.nets._blocks import ResNetBlock
 from mcmeqx.nets._network import network_shapes
 
 KEY = jax.random.key(0)
@@ -153,3 +155,13 @@ def test_the_program_of_a_scanned_trunk_does_not_grow_with_its_depth(remat):
 
     # Digits of the depth are all that differs.
     assert size(32) == pytest.approx(size(8), rel=0.02)
+
+
+def test_no_loop_over_pixels_computes_film_from_its_vector():
+    block = ResNetBlock(16, 16, 8, 0.0, key=KEY)
+    program = jax.jit(jax.vmap(lambda x, emb: block(x, emb, None)))
+    shapes = (jax.ShapeDtypeStruct(s, jnp.float32) for s in ((3, 8, 8, 16), (3, 8)))
+    text = program.lower(*shapes).compile().as_text()
+    loops = re.findall(r"^%\S+ \((.*)\) -> f32\[3,8,8,16\] \{$", text, re.MULTILINE)
+    assert any("f32[3,8,8,16]" in parameters for parameters in loops)
+    assert not any("f32[3,32]" in parameters for parameters in loops)

@@ -74,7 +74,7 @@ class ResNetBlock(eqx.Module):
         `resample` may change its resolution, of x too, before the first convolution.
         """
         h = self.conv_in(resample(jax.nn.silu(self.norm_in(x))))
-        h = jax.nn.silu(film(self.norm_out(h), self.film(emb)))
+        h = jax.nn.silu(self.norm_out(h, self.film(emb)))
         h = self.dropout(h, key=key, inference=key is None)
         x = resample(x)
         x = x if self.project is None else self.project(x)

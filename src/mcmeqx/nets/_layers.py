@@ -92,8 +92,13 @@ class GroupNorm(eqx.Module):
         while self.groups > 1 and width // self.groups < group_width:
             self.groups //= 2
 
-    def __call__(self, x: Map) -> Map:
-        """The normalised map: float32 statistics folded into one multiply-add."""
+    def __call__(
+        self, x: Map, scale_shift: Float[Array, " twice"] | None = None
+    ) -> Map:
+        """The normalised map, after FiLM where `scale_shift` is given.
+
+        Float32 statistics and all scales and shifts are folded into one multiply-add.
+        """
         x_wide = wide(x)
         mean = jnp.mean(x_wide, (0, 1)).reshape(self.groups, -1).mean(1)
         square = jnp.mean(x_wide**2, (0, 1)).reshape(self.groups, -1).mean(1)
@@ -101,6 +106,12 @@ class GroupNorm(eqx.Module):
         repeats = x.shape[-1] // self.groups
         factor = jnp.repeat(rsqrt, repeats) * wide(self.scale)
         offset = wide(self.bias) - jnp.repeat(mean, repeats) * factor
+        if scale_shift is not None:
+            scale, shift = jnp.split(wide(scale_shift), 2)
+            factor, offset = factor * (1 + scale), offset * (1 + scale) + shift
+            # XLA else computes both again for every pixel: on a CPU, in loops that it
+            # does not vectorise.
+            factor, offset = jax.lax.optimization_barrier(jnp.stack([factor, offset]))
         return (x_wide * factor + offset).astype(x.dtype)
 
 
