@@ -5,8 +5,7 @@ from dataclasses import dataclass
 
 import jax
 import numpy as np
-from _solvers import TeacherSolver
-from _stages import Preset
+from _solvers import Kind, TeacherSolver
 from _table_data import ImageSet
 
 import mcmeqx as mc
@@ -14,8 +13,10 @@ import mcmeqx as mc
 EVALUATIONS = (1, 2, 4, 8, 16)
 MANY = (256, 512)
 CONSTANT = (32.0, 64.0, 256.0)
+TABLE_4: dict[str, Kind] = {"aDDIM": "addim", "DDIM": "ddim"}
+"""Steps of a teacher that the paper's table 4 compares."""
 
-MakeTeacher = Callable[[mc.Denoiser, Preset], mc.AbstractTeacher]
+MakeTeacher = Callable[[mc.Denoiser], mc.AbstractTeacher]
 MakeSampler = Callable[[mc.Denoiser, ImageSet], mc.AbstractSampler]
 
 
@@ -75,39 +76,35 @@ HEUN = {3: 2, 7: 4, 15: 8}
 """Steps of Heun by evaluations: the most that 4, 8 and 16 evaluations allow."""
 
 
-def _usual(teacher: mc.Denoiser, preset: Preset) -> mc.AbstractTeacher:
-    return TeacherSolver(preset.teacher_step).build(teacher)
-
-
-def _addim(teacher: mc.Denoiser, preset: Preset) -> mc.AbstractTeacher:
-    return TeacherSolver("addim").build(teacher)
-
-
-def _data(teacher: mc.Denoiser, preset: Preset) -> mc.DataTeacher:
+def _data(teacher: mc.Denoiser) -> mc.DataTeacher:
     return mc.DataTeacher()
 
 
-def _students() -> Iterator[tuple[str, Student]]:
+def _students(usual: Kind) -> Iterator[tuple[str, Student]]:
     """Method and student of every student in the table."""
+    taught = TeacherSolver(usual).build
     for s in EVALUATIONS:
-        yield "CD", Student(f"cd_{s}", s, _usual)
+        yield "CD", Student(f"cd_{s}", s, taught)
     for s in EVALUATIONS:
         yield "CT", Student(f"ct_{s}", s, _data)
-    for s in EVALUATIONS:
-        yield "CD, aDDIM teacher", Student(f"cd_addim_{s}", s, _addim)
+    for name, kind in TABLE_4.items():
+        if kind != usual:
+            other = TeacherSolver(kind).build
+            for s in EVALUATIONS:
+                yield f"CD, {name} teacher", Student(f"cd_{kind}_{s}", s, other)
     for n in CONSTANT:
         for s in EVALUATIONS[:-1]:
             name = f"cd_constant_{n:g}_{s}"
-            yield f"CD, T = {n:g}", Student(name, s, _usual, n)
+            yield f"CD, T = {n:g}", Student(name, s, taught, n)
 
 
-def cells() -> Iterator[Cell]:
-    """All cells, the main rows first."""
+def cells(usual: Kind) -> Iterator[Cell]:
+    """All cells, the main rows first; `usual` is how the teacher of CD steps."""
     ddim: MakeSampler = BASELINES[0][1]
     for n in MANY:
         for method, sampler in BASELINES[:2]:
             yield Cell(method, n, sampler, n)
-    for method, student in _students():
+    for method, student in _students(usual):
         yield Cell(method, student.segments, ddim, student.segments, student)
         if student.name == f"ct_{EVALUATIONS[-1]}":
             yield from _baselines()

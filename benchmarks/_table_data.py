@@ -98,6 +98,10 @@ EMOJI = replace(
 )
 
 
+PRESETS = {"fashion_mnist": GREY32, "emoji64": EMOJI}
+"""By the names of the functions below."""
+
+
 def fashion_mnist(folder: Path | None) -> ImageSet:
     """Fashion-MNIST of 32x32: 60,000 images, and a UViT of 1.6 million parameters."""
     teacher = Path(__file__).with_name("fashion_mnist_teacher.eqx")

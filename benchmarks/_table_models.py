@@ -65,7 +65,7 @@ def student_of(
     start, stop, over = preset.anneal
     segments = mc.Segments(student.segments)
     loss = mc.MultistepConsistencyLoss(
-        student.teacher(teacher, preset),
+        student.teacher(teacher),
         segments,
         mc.annealed_steps(student.constant or start, student.constant or stop, over),
         WEIGHTINGS[preset.weighting],

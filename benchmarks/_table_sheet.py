@@ -24,7 +24,8 @@ def sheet(
     A sheet that is there stays if one of those students lies elsewhere.
     """
     named = {f"CD {row['evaluations']}" for row in rows if row["method"] == "CD"}
-    students = [c.student for c in cells() if c.student and c.name in named]
+    every = cells(images.preset.teacher_step)
+    students = [c.student for c in every if c.student and c.name in named]
     trained = [student for student in students if is_trained(student, work)]
     missing = named - {f"CD {student.segments}" for student in trained}
     if missing and path.exists():

@@ -5,8 +5,9 @@
 
 Students of 1 to 16 steps by distillation (CD) and consistency training (CT), against
 their teacher's samplers at as many evaluations. Cells that the table holds are skipped;
-a run that was cut goes on. Also table 2 (constant teacher steps) and table 4 (aDDIM as
-the teacher's step; elsewhere it is that of the image set's preset) of Heek et al. 2024.
+a run that was cut goes on. Also table 2 (constant teacher steps) and table 4 (aDDIM or
+DDIM as the teacher's step; elsewhere it is that of the image set's preset) of Heek et
+al. 2024.
 """
 
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from _recipes import at_least
 from _results import add_row
 from _scores import METRICS
 from _table_cells import Cell, cells
-from _table_data import ImageSet, Taught
+from _table_data import PRESETS, ImageSet, Taught
 from _table_models import student_of, teacher_of
 from _table_plot import EARLY, plot
 from _table_sheet import sheet
@@ -85,10 +86,11 @@ def main(config: Config) -> Path:
     """Measure what is not in the table yet; return the table's path."""
     at_least(1, seeds=config.seeds)
     at_least(2, samples=config.samples)
-    wanted = [c for c in cells() if not config.only or c.name in config.only]
+    every = list(cells(PRESETS[config.data].teacher_step))
+    wanted = [c for c in every if not config.only or c.name in config.only]
     unknown = set(config.only) - {cell.name for cell in wanted}
     if unknown:
-        names = ", ".join(cell.name for cell in cells())
+        names = ", ".join(cell.name for cell in every)
         raise ValueError(f"there is no cell {sorted(unknown)}; there are {names}")
     images: ImageSet = getattr(_table_data, config.data)(config.folder)
     start(Mesh(), Hosts(), batch_size=images.preset.batch_size)
@@ -129,9 +131,9 @@ def main(config: Config) -> Path:
             add_row(table, row | {"seed": seed}, COLUMNS)
             numbers = f"{result['frechet']:10.1f}{early['frechet']:10.3f}"
             print(f"{cell.name:32}{numbers}", flush=True)
-    ours = {_key(_about(cell, images, reference, config)) for cell in cells()}
+    ours = {_key(_about(cell, images, reference, config)) for cell in every}
     rows = [row for row in read_rows(table, COLUMNS) if _key(row) in ours]
-    methods = list(dict.fromkeys(cell.method for cell in cells()))
+    methods = list(dict.fromkeys(cell.method for cell in every))
     rows.sort(key=lambda row: methods.index(row["method"]))
     print(f"\n{text(rows)}\n\nBlock 3, 24 features:\n\n{text(rows, EARLY[0])}")
     plot(rows, table.with_suffix(".png"))

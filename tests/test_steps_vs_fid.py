@@ -31,7 +31,7 @@ pytestmark = pytest.mark.usefixtures("as_users_run")
 
 
 def test_cells_are_distinct_and_hold_the_papers_rows():
-    every = list(cells())
+    every = list(cells("ddim"))
     names = [cell.name for cell in every]
     assert len(set(names)) == len(names)
     students = [cell.student for cell in every if cell.student is not None]
@@ -48,6 +48,27 @@ def test_cells_are_distinct_and_hold_the_papers_rows():
         assert cell.evaluations == (2 * cell.steps - 1 if heun else cell.steps)
         if cell.student is not None:
             assert cell.student.segments == cell.steps
+
+
+@pytest.mark.parametrize(
+    ("usual", "others"), [("ddim", {"aDDIM"}), ("midpoint", {"aDDIM", "DDIM"})]
+)
+def test_table_4_has_the_teacher_steps_that_are_not_the_usual_ones(usual, others):
+    network = UViTConfig(8, (Stage("resnet", 4, 1),), channels=1)
+    model = mc.Denoiser(network.build(key=jax.random.key(0)), mc.Cosine())
+    taught = {
+        cell.method: cell.student.teacher(model)
+        for cell in cells(usual)
+        if cell.student and cell.evaluations == 4
+    }
+    assert {m for m in taught if "teacher" in m} == {f"CD, {n} teacher" for n in others}
+    steps = {"ddim": mc.DistillationTeacher, "midpoint": mc.MidpointTeacher}
+    assert isinstance(taught["CD"], steps[usual])
+    for name in others:
+        teacher = taught[f"CD, {name} teacher"]
+        assert isinstance(teacher, mc.DistillationTeacher)
+        # Heek et al. 2024, app. A.1: 0.75 of the squared error; DDIM has none of it.
+        assert teacher.x_var_fraction == (0.75 if name == "aDDIM" else 0.0)
 
 
 @pytest.fixture
@@ -208,7 +229,7 @@ def test_seeds_data_and_teachers_are_told_apart(tiny, tmp_path, monkeypatch, cap
 
 def test_rows_of_another_training_seed_are_not_mixed_in(tiny):
     images = _table_data.fashion_mnist(None)
-    (cell,) = (c for c in cells() if c.name == "CD 1")
+    (cell,) = (c for c in cells("ddim") if c.name == "CD 1")
     first, again, other = (
         steps_vs_fid._key(
             steps_vs_fid._about(cell, images, "sha256", steps_vs_fid.Config(seed=seed))
@@ -275,7 +296,8 @@ def test_students_from_data_may_have_teacher_steps_of_their_own():
     assert own.plan("ct") != same
     assert preset.training(from_data=True).anneal == (64.0, 128.0, 9)
     assert preset.training(from_data=False) == preset
-    from_data = {c.student.name for c in cells() if c.student and c.student.from_data}
+    students = [c.student for c in cells("ddim") if c.student]
+    from_data = {student.name for student in students if student.from_data}
     assert from_data == {"ct_1", "ct_2", "ct_4", "ct_8", "ct_16"}
 
 
