@@ -11,6 +11,7 @@ from _recipes import whole
 from _scores import METRICS
 from _tables import read_rows
 from filelock import FileLock
+from scipy.special import stdtrit
 
 COLUMNS: tuple[str, ...] = (
     "name",
@@ -29,8 +30,6 @@ COLUMNS: tuple[str, ...] = (
     "id",
     "command",
 )
-# Student's t at 97.5% for 1, 2, ... degrees of freedom.
-_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 
 
 def add_row(
@@ -64,7 +63,7 @@ def write_card(path: Path, rows: list[dict[str, Any]], **about: Any) -> dict[str
         if values:
             summary[metric] = {"mean": float(np.mean(values))}
         if len(values) > 1 and np.ptp(values) > 0:
-            t = _T[len(values) - 2] if len(values) - 2 < len(_T) else 2.2
+            t = float(stdtrit(len(values) - 1, 0.975))
             half = t * float(np.std(values, ddof=1)) / math.sqrt(len(values))
             mean = summary[metric]["mean"]
             summary[metric]["interval"] = [mean - half, mean + half]

@@ -29,7 +29,7 @@ import _measured_data
 import evaluate
 from _chunks import as_bytes
 from _measured_data import Data, from_images, from_statistics
-from _results import COLUMNS, add_row
+from _results import COLUMNS, add_row, write_card
 from _tables import read_rows
 
 RNG = np.random.default_rng(0)
@@ -111,8 +111,9 @@ def test_a_model_gives_a_row_a_seed_and_a_card_and_nothing_twice(tiny, model, im
     values = [float(row["frechet"]) for row in rows]
     summary = card["summary"]["frechet"]
     assert summary["mean"] == pytest.approx(np.mean(values))
-    # Student's t with two degrees of freedom
-    half = 4.303 * np.std(values, ddof=1) / np.sqrt(3)
+    # Student's t with two degrees of freedom is (2 p - 1) / sqrt(2 p (1 - p)).
+    t = 0.95 / np.sqrt(2 * 0.975 * 0.025)
+    half = t * np.std(values, ddof=1) / np.sqrt(3)
     assert summary["interval"][1] == pytest.approx(np.mean(values) + half)
     assert evaluate.main(config) == table
     assert table.read_bytes() == before
@@ -260,6 +261,17 @@ def test_headroom_changes_nothing_about_the_data(tiny, images, tmp_path):
         room.reference.law.covariance(), plain.reference.law.covariance()
     )
     assert room.reference.sha256 == plain.reference.sha256
+
+
+@pytest.mark.parametrize(("seeds", "t"), [(2, 12.706), (11, 2.228), (31, 2.042)])
+def test_a_card_has_students_interval_of_any_number_of_seeds(tmp_path, seeds, t):
+    values = np.arange(seeds) ** 2.0
+    rows = [{"seed": i, "frechet": v} for i, v in enumerate(values.tolist())]
+    summary = write_card(tmp_path / "card.json", rows)["frechet"]
+    # Student's t at 97.5%, as printed tables have it.
+    half = t * values.std(ddof=1) / np.sqrt(seeds)
+    assert summary["interval"][1] - summary["mean"] == pytest.approx(half, rel=3e-4)
+    assert summary["mean"] - summary["interval"][0] == pytest.approx(half, rel=3e-4)
 
 
 def test_no_row_is_lost_where_several_add_to_one_table(tmp_path):
