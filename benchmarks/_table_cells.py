@@ -29,6 +29,8 @@ class Student:
     teacher: MakeTeacher
     constant: float | None = None
     """Teacher steps that do not anneal."""
+    order: int = 1
+    """Of consistency training's targets."""
 
     @property
     def from_data(self) -> bool:
@@ -96,6 +98,8 @@ def _students(usual: Kind) -> Iterator[tuple[str, Student]]:
         for s in EVALUATIONS[:-1]:
             name = f"cd_constant_{n:g}_{s}"
             yield f"CD, T = {n:g}", Student(name, s, taught, n)
+    for s in EVALUATIONS:
+        yield "CT, second order", Student(f"ct_second_{s}", s, _data, order=2)
 
 
 def cells(usual: Kind) -> Iterator[Cell]:

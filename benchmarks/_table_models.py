@@ -69,6 +69,7 @@ def student_of(
         segments,
         mc.annealed_steps(student.constant or start, student.constant or stop, over),
         WEIGHTINGS[preset.weighting],
+        order=student.order,
     )
     return train(
         "student",

@@ -76,7 +76,7 @@ class Config:
     student.eqx."""
     out: Path | None = None
     """Run folder; None is runs/<recipe>_<data>_<steps>, and more for a teacher's solver
-    and guidance. The same command resumes it."""
+    and guidance, or another order. The same command resumes it."""
     seed: int = 0
     """Seed of weights, data order and training noise."""
     training: Training = field(default_factory=Training)

@@ -62,12 +62,13 @@ def run_student(
     named: tuple[str, ...] = (),
     guidance: mc.Guidance | None = None,
     guidance_range: tuple[float, float] | None = None,
+    order: int = 1,
 ) -> Path:
     """Teacher, student, table and picture; every finished stage is kept.
 
     `named` ends the name of the folder if none is given. `guidance` is the teacher's,
     in the table too. With a `guidance_range` the student takes the scale as an input,
-    and is measured at that of `guidance`.
+    and is measured at that of `guidance`. `order` is that of the student's targets.
     """
     mesh = start(
         config.mesh,
@@ -127,6 +128,7 @@ def run_student(
             WEIGHTINGS[plan.training.weighting],
             plan.training.distance,
             guidance_range,
+            order,
         ),
         started if asked is None else mc.with_guidance_input(started),
         images,

@@ -144,12 +144,14 @@ def test_cd_makes_table_picture_and_checkpoints_then_finishes_again(
     with pytest.raises(ValueError, match="seed=0"):
         cd_imagenet64.main(tiny_config(**options, seed=1))
     with pytest.raises(ValueError, match="recipe=cd"):
-        ct_imagenet64.main(tiny_config(Config, teacher="scratch", out=run))
+        ct_imagenet64.main(
+            tiny_config(ct_imagenet64.Config, teacher="scratch", out=run)
+        )
 
 
 @pytest.mark.slow
 def test_ct_starts_from_the_embedded_teacher_and_can_be_measured_again():
-    config = tiny_config(Config, steps=1)
+    config = tiny_config(ct_imagenet64.Config, steps=1)
     table = ct_imagenet64.main(config)
     run = table.parents[1]
     assert not (run / "teacher.eqx").exists()
@@ -259,6 +261,30 @@ def test_the_teacher_steps_as_suits_the_data(monkeypatch, kind, data_dir, steps,
     assert config.teacher_solver.kind == steps
 
 
+@pytest.mark.parametrize(
+    ("given", "data_dir", "order", "named"),
+    [
+        (None, None, 2, ()),
+        (1, None, 1, ("order_1",)),
+        (None, Path("imagenet"), 1, ()),
+        (2, Path("imagenet"), 2, ("order_2",)),
+    ],
+)
+def test_targets_from_data_have_the_order_that_suits_the_data(
+    monkeypatch, given, data_dir, order, named
+):
+    asked = []
+    monkeypatch.setattr(
+        ct_imagenet64, "run_student", lambda *a, **more: asked.append((*a, more))
+    )
+    ct_imagenet64.main(ct_imagenet64.Config(data_dir=data_dir, order=given))
+    ((recipe, config, make_teacher, more),) = asked
+    assert (recipe, more) == ("ct", {"named": named, "order": order})
+    assert isinstance(make_teacher(None), mc.DataTeacher)
+    # The folder remembers what was filled in.
+    assert config.order == order
+
+
 @pytest.mark.parametrize("preset", [_stages.DEMO, _stages.IMAGENET])
 def test_consistency_training_takes_its_own_number_of_teacher_steps(preset):
     own = dataclasses.replace(preset, data_anneal=(3.0, 5.0, 7))
@@ -302,7 +328,7 @@ def test_a_student_starts_from_the_embedded_one_its_teacher_or_a_file(monkeypatc
     started = []
 
     def train(name, run, loss, model, *_, **__):
-        started.append(model)
+        started.append((model, loss))
         return _training.Trained(model, "this run", 1, 1.0)
 
     monkeypatch.setattr(_student, "train", train)
@@ -327,7 +353,9 @@ def test_a_student_starts_from_the_embedded_one_its_teacher_or_a_file(monkeypatc
         kind = getattr(recipe, "Config", Config)
         trained = recipe.main(tiny_config(kind, out=Path(f"run_{i}"), **options))
         assert trained.weights == weights
-        assert eqx.tree_equal(started[-1].network, expected.network)
+        model, loss = started[-1]
+        assert eqx.tree_equal(model.network, expected.network)
+        assert loss.order == (2 if recipe is ct_imagenet64 else 1)
     assert not eqx.tree_equal(teacher.network, student.network)
 
 

@@ -57,6 +57,18 @@ def test_segment_ends_are_those_of_the_grid_to_rounding(student_steps):
     np.testing.assert_array_equal(times.s[n == 1], times.r[n == 1])
 
 
+def test_two_steps_back_end_at_the_segments_end():
+    segment, n = np.int32([0, 2, 2, 2]), np.int32([5, 1, 2, 3])
+    times = jax.vmap(Segments(3).times, (None, 0, 0, None))(jnp.int32(5), segment, n, 2)
+    for found, fifteenths in zip(
+        times,
+        ([5, 11, 12, 13], [3, 10, 10, 11], [0, 10, 10, 10], [2, 1, 2, 2], [3, 0, 0, 1]),
+        strict=True,
+    ):
+        np.testing.assert_allclose(found, np.array(fifteenths) / 15, rtol=2.4e-7)
+    np.testing.assert_array_equal(times.s[1:3], times.r[1:3])
+
+
 @pytest.mark.parametrize(
     ("step", "expected"),
     [

@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import _chunks
 import _evaluation
 import _table_data
+import _table_models
 import _table_plot
 import _table_sheet
 import _table_text
@@ -25,7 +26,8 @@ import steps_vs_fid
 from _evaluation import tree_digest
 from _stages import new_denoiser
 from _table_cells import cells
-from _table_models import teacher_of
+from _table_models import student_of, teacher_of
+from _training import Trained
 
 pytestmark = pytest.mark.usefixtures("as_users_run")
 
@@ -286,6 +288,23 @@ def test_a_students_plan_does_not_bind_the_teacher(tiny, tmp_path):
     assert len(plans) == 5
 
 
+def test_each_student_is_taught_by_targets_of_its_order(tiny, tmp_path, monkeypatch):
+    images = _table_data.fashion_mnist(None)
+    taught = {}
+
+    def train(name, run, loss, model, *_, **__):
+        taught[run.name] = loss.order
+        return Trained(model, "this run", 1, 1.0)
+
+    monkeypatch.setattr(_table_models, "train", train)
+    model = new_denoiser(images.preset, jax.random.key(0))
+    for cell in cells("ddim"):
+        if cell.student is not None and cell.evaluations == 2:
+            student_of(cell.student, model, images, tmp_path, 0)
+    assert taught.pop("ct_second_2") == 2
+    assert set(taught.values()) == {1}
+
+
 def test_students_from_data_may_have_teacher_steps_of_their_own():
     images = _table_data.fashion_mnist(None)
     same = images.plan("ct")
@@ -298,7 +317,8 @@ def test_students_from_data_may_have_teacher_steps_of_their_own():
     assert preset.training(from_data=False) == preset
     students = [c.student for c in cells("ddim") if c.student]
     from_data = {student.name for student in students if student.from_data}
-    assert from_data == {"ct_1", "ct_2", "ct_4", "ct_8", "ct_16"}
+    few = ("1", "2", "4", "8", "16")
+    assert from_data == {f"ct_{n}" for n in few} | {f"ct_second_{n}" for n in few}
 
 
 @pytest.mark.slow

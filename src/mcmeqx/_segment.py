@@ -37,11 +37,11 @@ class Times(NamedTuple):
     t: Scalar
     """Where the noisy example lies, in (0, 1]."""
     s: Scalar
-    """One teacher step earlier."""
+    """One teacher step earlier, or several."""
     r: Scalar
     """The end of the segment that holds t."""
     t_to_s: Scalar
-    """`t - s = 1 / T`, to rounding."""
+    """`t - s`, to rounding."""
     s_to_r: Scalar
     """`s - r`, to rounding; exactly 0 when s is r."""
 
@@ -68,22 +68,31 @@ class Segments(eqx.Module):
         n_seg = jnp.round(jnp.asarray(teacher_steps, jnp.float32) / self.student_steps)
         return jnp.maximum(n_seg, 1).astype(jnp.int32)
 
-    def draw(self, teacher_steps: ScalarLike, *, key: Key[Array, ""]) -> Times:
-        """Times of a uniform segment and a uniform teacher step in it, float32."""
+    def draw(
+        self, teacher_steps: ScalarLike, *, key: Key[Array, ""], back: int = 1
+    ) -> Times:
+        """Times of a uniform segment and a uniform teacher step in it, float32.
+
+        s lies `back` teacher steps before t, or at r where these are fewer.
+        """
         segment_key, step_key = jax.random.split(key)
         n_seg = self.per_segment(teacher_steps)
         segment = jax.random.randint(
             segment_key, (), 0, self.student_steps, dtype=jnp.int32
         )
         n = jax.random.randint(step_key, (), 1, n_seg + 1, dtype=jnp.int32)
-        return self.times(n_seg, segment, n)
+        return self.times(n_seg, segment, n, back)
 
     def times(
-        self, n_seg: Int[Array, ""], segment: Int[Array, ""], n: Int[Array, ""]
+        self,
+        n_seg: Int[Array, ""],
+        segment: Int[Array, ""],
+        n: Int[Array, ""],
+        back: int = 1,
     ) -> Times:
         """The times of teacher step `n` in 1..n_seg of `segment` in 0..S-1."""
-        k = segment * n_seg
-        integers = jnp.stack([k + n, k + n - 1, k, jnp.ones_like(k), n - 1])
+        k, rest = segment * n_seg, jnp.maximum(n - back, 0)
+        integers = jnp.stack([k + n, k + rest, k, n - rest, rest])
         total = (self.student_steps * n_seg).astype(jnp.float32)
         return Times(*(integers.astype(jnp.float32) / total))
 
