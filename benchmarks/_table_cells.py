@@ -30,7 +30,8 @@ class Student:
     constant: float | None = None
     """Teacher steps that do not anneal."""
     order: int = 1
-    """Of consistency training's targets."""
+    """Of consistency training's targets. Its teacher steps are `order` times the
+    preset's."""
 
     @property
     def from_data(self) -> bool:

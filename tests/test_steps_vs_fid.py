@@ -293,7 +293,8 @@ def test_each_student_is_taught_by_targets_of_its_order(tiny, tmp_path, monkeypa
     taught = {}
 
     def train(name, run, loss, model, *_, **__):
-        taught[run.name] = loss.order
+        steps = (float(loss.teacher_steps(i)) for i in (0, 3000))
+        taught[run.name] = (loss.order, *steps)
         return Trained(model, "this run", 1, 1.0)
 
     monkeypatch.setattr(_table_models, "train", train)
@@ -301,8 +302,10 @@ def test_each_student_is_taught_by_targets_of_its_order(tiny, tmp_path, monkeypa
     for cell in cells("ddim"):
         if cell.student is not None and cell.evaluations == 2:
             student_of(cell.student, model, images, tmp_path, 0)
-    assert taught.pop("ct_second_2") == 2
-    assert set(taught.values()) == {1}
+    assert taught.pop("ct_second_2") == (2, 32.0, 64.0)
+    constant = {f"cd_constant_{n}_2": (1, float(n), float(n)) for n in (32, 64, 256)}
+    others = dict.fromkeys(taught, (1, 16.0, 32.0))
+    assert taught == others | constant
 
 
 def test_students_from_data_may_have_teacher_steps_of_their_own():
