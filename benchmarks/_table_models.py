@@ -63,8 +63,7 @@ def student_of(
     about = _made_from(images, seed) | {"teacher_sha256": images.teacher_sha256}
     run = claim(work / student.name, "table", preset, "samples", "data_anneal", **about)
     start, stop, over = preset.anneal
-    # Targets of the second order reach two steps back: as far as one of the others'.
-    start, stop = student.order * start, student.order * stop
+    start, stop = student.finer * start, student.finer * stop
     segments = mc.Segments(student.segments)
     loss = mc.MultistepConsistencyLoss(
         student.teacher(teacher),

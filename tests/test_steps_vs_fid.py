@@ -303,6 +303,7 @@ def test_each_student_is_taught_by_targets_of_its_order(tiny, tmp_path, monkeypa
         if cell.student is not None and cell.evaluations == 2:
             student_of(cell.student, model, images, tmp_path, 0)
     assert taught.pop("ct_second_2") == (2, 32.0, 64.0)
+    assert taught.pop("ct_finer_2") == (1, 32.0, 64.0)
     constant = {f"cd_constant_{n}_2": (1, float(n), float(n)) for n in (32, 64, 256)}
     others = dict.fromkeys(taught, (1, 16.0, 32.0))
     assert taught == others | constant
@@ -320,8 +321,8 @@ def test_students_from_data_may_have_teacher_steps_of_their_own():
     assert preset.training(from_data=False) == preset
     students = [c.student for c in cells("ddim") if c.student]
     from_data = {student.name for student in students if student.from_data}
-    few = ("1", "2", "4", "8", "16")
-    assert from_data == {f"ct_{n}" for n in few} | {f"ct_second_{n}" for n in few}
+    kinds = ("ct", "ct_second", "ct_finer")
+    assert from_data == {f"{kind}_{n}" for kind in kinds for n in (1, 2, 4, 8, 16)}
 
 
 @pytest.mark.slow
