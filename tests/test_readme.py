@@ -25,6 +25,6 @@ def test_the_snippets_in_python_run_one_after_the_other(tmp_path, monkeypatch):
         assert np.isfinite(names["images"]).all()
     assert int(names["state"].step) == 1
     error = names["again"] - names["two"].x
-    assert np.sqrt(np.mean(error**2)) < 0.05
+    assert np.sqrt(np.mean(error**2)) < 0.02
     assert 0.0 < float(names["bits"]) < 8.0
     assert isinstance(names["guided"], mc.Guided)
