@@ -7,8 +7,8 @@ Two images of one class are encoded to the noise that makes them, the noise is t
 from the one to the other along a great circle, and every step of the turn is decoded.
 A row of the picture is an image, its code decoded, the steps to the other one's, and
 the other image. Prints how far decoding lands from the images: 0.018 root mean square
-for the second command, seed 0, which takes 5 minutes of CPU time. Where that is too far,
-a smaller `--tolerance` brings them closer, in more time.
+for the second command, seed 0, which takes 5 minutes of CPU time. Where that is too
+far, a smaller `--tolerance` brings them closer, in more time.
 """
 
 from dataclasses import dataclass
