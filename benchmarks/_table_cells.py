@@ -18,8 +18,8 @@ FINER = (
     ("CT, second order", "ct_second", 2),
 )
 """Training from data by twice the preset's teacher steps: method, folder, order."""
-TABLE_4: dict[str, Kind] = {"aDDIM": "addim", "DDIM": "ddim"}
-"""Steps of a teacher that the paper's table 4 compares."""
+STEPS: dict[str, Kind] = {"aDDIM": "addim", "DDIM": "ddim", "midpoint": "midpoint"}
+"""A teacher's steps: the two of the paper's table 4, and the midpoint rule."""
 
 MakeTeacher = Callable[[mc.Denoiser], mc.AbstractTeacher]
 MakeSampler = Callable[[mc.Denoiser, ImageSet], mc.AbstractSampler]
@@ -96,7 +96,7 @@ def _students(usual: Kind) -> Iterator[tuple[str, Student]]:
         yield "CD", Student(f"cd_{s}", s, taught)
     for s in EVALUATIONS:
         yield "CT", Student(f"ct_{s}", s, _data)
-    for name, kind in TABLE_4.items():
+    for name, kind in STEPS.items():
         if kind != usual:
             other = TeacherSolver(kind).build
             for s in EVALUATIONS:

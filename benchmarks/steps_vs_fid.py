@@ -6,8 +6,8 @@
 Students of 1 to 16 steps by distillation (CD) and consistency training (CT), against
 their teacher's samplers at as many evaluations. Cells that the table holds are skipped;
 a run that was cut goes on. Also table 2 (constant teacher steps) and table 4 (aDDIM or
-DDIM as the teacher's step; elsewhere it is that of the image set's preset) of Heek et
-al. 2024.
+DDIM as the teacher's step, and here the midpoint rule; elsewhere it is that of the
+image set's preset) of Heek et al. 2024.
 """
 
 from dataclasses import dataclass
