@@ -13,11 +13,6 @@ import mcmeqx as mc
 EVALUATIONS = (1, 2, 4, 8, 16)
 MANY = (256, 512)
 CONSTANT = (32.0, 64.0, 256.0)
-FINER = (
-    ("CT, finer steps", "ct_finer", 1),
-    ("CT, second order", "ct_second", 2),
-)
-"""Training from data by twice the preset's teacher steps: method, folder, order."""
 STEPS: dict[str, Kind] = {"aDDIM": "addim", "DDIM": "ddim", "midpoint": "midpoint"}
 """A teacher's steps: the two of the paper's table 4, and the midpoint rule."""
 
@@ -36,8 +31,6 @@ class Student:
     """Teacher steps that do not anneal."""
     order: int = 1
     """Of consistency training's targets."""
-    finer: int = 1
-    """Teacher steps for each of the preset's."""
 
     @property
     def from_data(self) -> bool:
@@ -105,9 +98,8 @@ def _students(usual: Kind) -> Iterator[tuple[str, Student]]:
         for s in EVALUATIONS[:-1]:
             name = f"cd_constant_{n:g}_{s}"
             yield f"CD, T = {n:g}", Student(name, s, taught, n)
-    for method, name, order in FINER:
-        for s in EVALUATIONS:
-            yield method, Student(f"{name}_{s}", s, _data, order=order, finer=2)
+    for s in EVALUATIONS:
+        yield "CT, second order", Student(f"ct_second_{s}", s, _data, order=2)
 
 
 def cells(usual: Kind) -> Iterator[Cell]:

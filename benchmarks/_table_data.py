@@ -94,7 +94,7 @@ EMOJI = replace(
     ema_decay=0.999,
     anneal=(8.0, 16.0, 3000),
     weighting="sqrt_snr_plus_one",
-    data_anneal=(16.0, 64.0, 3000),
+    data_anneal=(32.0, 128.0, 3000),
 )
 
 

@@ -63,7 +63,6 @@ def student_of(
     about = _made_from(images, seed) | {"teacher_sha256": images.teacher_sha256}
     run = claim(work / student.name, "table", preset, "samples", "data_anneal", **about)
     start, stop, over = preset.anneal
-    start, stop = student.finer * start, student.finer * stop
     segments = mc.Segments(student.segments)
     loss = mc.MultistepConsistencyLoss(
         student.teacher(teacher),
