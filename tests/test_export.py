@@ -200,7 +200,7 @@ def test_the_field_that_differs_is_named_and_dropout_may(tmp_path):
     with pytest.raises(ValueError, match="with null_class True, not False"):
         load_model(path, like(classes=4, null_class=False))
     still = load_model(path, like(stages=(Stage("resnet", 8, 1), UVIT.stages[1])))
-    assert still.network.down[0].blocks[0].dropout.p == 0.0
+    assert still.network.down[0].blocks[0].dropout == 0.0
     with pytest.raises(ValueError, match=r"logsnr_min -10\.0, not -15\.0"):
         load_model(path, dataclasses.replace(model, schedule=Cosine()))
 

@@ -24,7 +24,7 @@ _DAMAGE = (
 
 
 def is_array_or_shape(leaf: Any) -> bool:
-    """Whether a leaf is what a file stores; a dropout rate, say, is not."""
+    """Whether a leaf is what a file stores; a network's own number, say, is not."""
     return isinstance(leaf, jax.Array | np.ndarray | jax.ShapeDtypeStruct)
 
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Key
 
 from mcmeqx.nets._attention import attend
+from mcmeqx.nets._dropout import dropout
 from mcmeqx.nets._layers import (
     Conv,
     Dense,
@@ -37,9 +38,9 @@ class ResNetBlock(eqx.Module):
     conv_in: Conv
     norm_out: GroupNorm
     film: Dense
-    dropout: eqx.nn.Dropout
     conv_out: Conv
     project: Dense | None
+    dropout: float = eqx.field(static=True)
 
     def __init__(
         self,
@@ -56,7 +57,7 @@ class ResNetBlock(eqx.Module):
         self.conv_in = Conv(n_in, n_out, key=in_key)
         self.norm_out = GroupNorm(n_out, group_width)
         self.film = Dense(embedding, 2 * n_out, gain=0.1, key=film_key)
-        self.dropout = eqx.nn.Dropout(dropout)
+        self.dropout = dropout
         self.conv_out = Conv(n_out, n_out, gain=0.0, key=out_key)
         self.project = None
         if n_in != n_out:
@@ -75,7 +76,7 @@ class ResNetBlock(eqx.Module):
         """
         h = self.conv_in(resample(jax.nn.silu(self.norm_in(x))))
         h = jax.nn.silu(self.norm_out(h, self.film(emb)))
-        h = self.dropout(h, key=key, inference=key is None)
+        h = dropout(h, self.dropout, key)
         x = resample(x)
         x = x if self.project is None else self.project(x)
         return x + self.conv_out(h)
@@ -87,7 +88,6 @@ class TransformerBlock(eqx.Module):
     norm_mlp: RMSNorm
     mlp_in: Dense
     film: Dense
-    dropout: eqx.nn.Dropout
     mlp_out: Dense
     norm_attention: RMSNorm
     qkv: Dense
@@ -95,6 +95,7 @@ class TransformerBlock(eqx.Module):
     norm_k: RMSNorm
     out: Dense
     heads: int = eqx.field(static=True)
+    dropout: float = eqx.field(static=True)
 
     def __init__(
         self,
@@ -109,7 +110,7 @@ class TransformerBlock(eqx.Module):
         self.norm_mlp = RMSNorm(width)
         self.mlp_in = Dense(width, 4 * width, key=keys[0])
         self.film = Dense(embedding, 8 * width, gain=0.1, key=keys[1])
-        self.dropout = eqx.nn.Dropout(dropout)
+        self.dropout = dropout
         self.mlp_out = Dense(4 * width, width, gain=0.0, key=keys[2])
         self.norm_attention = RMSNorm(width)
         self.qkv = Dense(width, 3 * width, key=keys[3])
@@ -121,7 +122,7 @@ class TransformerBlock(eqx.Module):
     def __call__(self, x: Tokens, emb: Vector, key: Key[Array, ""] | None) -> Tokens:
         """The tokens after the block, in the shape of `x`."""
         h = film(jax.nn.silu(self.mlp_in(self.norm_mlp(x))), self.film(emb))
-        x = x + self.mlp_out(self.dropout(h, key=key, inference=key is None))
+        x = x + self.mlp_out(dropout(h, self.dropout, key))
         q, k, v = jnp.split(self.qkv(self.norm_attention(x)), 3, axis=-1)
         q, k, v = (a.reshape(len(a), self.heads, -1) for a in (q, k, v))
         attended = attend(self.norm_q(q), self.norm_k(k), v)
