@@ -1,4 +1,6 @@
+import functools
 import json
+from collections.abc import Callable
 
 import equinox as eqx
 import jax
@@ -28,7 +30,8 @@ from mcmeqx import (
     save_model,
     uniform_grid,
 )
-from mcmeqx.nets import MLPConfig
+from mcmeqx._structure import structure
+from mcmeqx.nets import AbstractNetwork, MLPConfig
 
 pytestmark = pytest.mark.usefixtures("as_users_run")
 
@@ -90,6 +93,38 @@ def test_the_last_two_checkpoints_stay_and_another_network_is_refused(tmp_path):
         ValueError, match=r"does not fit .*network\.config\.width is 8 there and 16"
     ):
         Checkpoints(tmp_path).restore(start(made, width=16))
+
+
+class Own(AbstractNetwork):
+    """A network that sets no `config`, which Equinox then marks on its instances."""
+
+    layer: eqx.nn.Linear
+    negate: bool = eqx.field(static=True)
+    act: Callable = eqx.field(static=True)
+
+    def __init__(self, *, negate: bool):
+        self.layer, self.negate = eqx.nn.Linear(2, 2, key=jax.random.key(0)), negate
+        self.act = functools.partial(jax.nn.gelu, approximate=False)
+
+    def __call__(self, z, logsnr, label=None, *, guidance=None, key=None):
+        return self.layer(self.act(-z if self.negate else z))
+
+
+def test_a_network_of_ones_own_comes_back_and_its_every_field_counts(tmp_path):
+    made, saving = learner(), Checkpoints(tmp_path)
+    states = [
+        made.init(Denoiser(Own(negate=n), Cosine()), key=jax.random.key(0))
+        for n in (False, True)
+    ]
+    saving.save(fit(made, states[0], batches(1), steps=1))
+    saving.wait()
+    assert int(Checkpoints(tmp_path).restore(states[0]).step) == 1
+    with pytest.raises(ValueError, match=r"network\.negate is False there and True"):
+        Checkpoints(tmp_path).restore(states[1])
+    parts = structure(states[0].model.network)
+    assert parts["layer.weight"] == "float32[2,2]"
+    # Another process has it elsewhere in memory.
+    assert parts["act"] == "functools.partial(<function gelu>, approximate=False)"
 
 
 def test_a_state_older_than_the_folders_is_refused(tmp_path):

@@ -18,7 +18,6 @@ DAMAGES = {
     "truncated": lambda data: data[: len(data) // 2],
     "cut at the end": lambda data: data[:-1],
     "empty": lambda data: b"",
-    "not a zip": lambda data: b"hello",
     "a bit changed": lambda data: flipped(data, len(data) // 2),
     "said to be encrypted": lambda data: flipped(data, data.rindex(ENTRY) + 8),
     "said to be packed otherwise": lambda data: flipped(data, data.rindex(ENTRY) + 10),
@@ -41,6 +40,18 @@ def test_a_damaged_cache_is_reported_and_made_anew(tmp_path, damage):
     again = cached(path, "key", lambda: pytest.fail("the new file was not used"))
     np.testing.assert_array_equal(again["noise"], noise()["noise"])
     assert list(again) == ["noise"]
+
+
+def test_a_file_that_was_never_a_cache_is_refused_and_stays(tmp_path):
+    path = tmp_path / "mine.npz"
+    np.savez(path, images=np.arange(3))
+    npz = path.read_bytes()
+    for mine in (npz, b"hello", b"\x89PNG", b"\x93NUMPY\1\0v\0{}"):
+        path.write_bytes(mine)
+        for given in (path, str(path)):
+            with pytest.raises(ValueError, match=r"mine\.npz was not .*another path"):
+                cached(given, "key", noise)
+        assert path.read_bytes() == mine
 
 
 def test_a_cache_made_for_another_key_is_made_anew(tmp_path):

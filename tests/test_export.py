@@ -21,6 +21,7 @@ from mcmeqx import (
     Denoiser,
     Guidance,
     Guided,
+    ProbabilityFlow,
     Shifted,
     eps_prediction,
     export_sampler,
@@ -317,6 +318,11 @@ def test_an_exported_sampler_refuses_what_it_cannot_take(tmp_path):
     path = tmp_path / "sampler"
     model = Denoiser(MLPConfig(2, 8, 1, embedding=8).build(key=KEY), Cosine())
     arguments = (model, DDIM(), uniform_grid(2), (2,))
+    for ts in (np.array([1.0]), np.ones((2, 2))):
+        with pytest.raises(ValueError, match="two times or more, as uniform_grid"):
+            export_sampler(path, model, DDIM(), ts, (2,))
+    with pytest.raises(ValueError, match="ProbabilityFlow asks the host"):
+        export_sampler(path, model, ProbabilityFlow(), uniform_grid(1), (2,))
     with pytest.raises(ValueError, match="label"):
         export_sampler(path, *arguments, labelled=True)
     with pytest.raises(ValueError, match="batch_size is None or 1 or more, got 0"):

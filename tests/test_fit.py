@@ -12,20 +12,28 @@ import optax
 import pytest
 
 from mcmeqx import (
+    DDIM,
     AbstractLoss,
     Cosine,
     DataTeacher,
     Denoiser,
     DiffusionLoss,
+    DistillationTeacher,
     Example,
+    Guidance,
+    Guided,
     Interrupted,
     Learner,
+    MidpointTeacher,
     MultistepConsistencyLoss,
     NonFiniteLossError,
     OutOfBatchesError,
     Segments,
     fit,
+    generate,
     make_mesh,
+    measure_x_var,
+    uniform_grid,
 )
 from mcmeqx.nets import MLPConfig
 
@@ -150,6 +158,35 @@ def test_a_label_of_no_class_of_the_model_is_refused(null_class, wrong):
     message = f"labels go from {labels.min()} to {labels.max()}, the model's classes"
     with pytest.raises(ValueError, match=message):
         fit(made, state, [right[0]._replace(label=labels)], steps=2)
+
+
+def test_a_label_of_no_class_of_a_teacher_or_of_what_guides_it_is_refused():
+    def of(classes, null_class=False):
+        options = {"classes": classes, "null_class": null_class, "embedding": 8}
+        config = MLPConfig(2, width=8, depth=1, **options)
+        return Denoiser(config.build(key=KEY), Cosine())
+
+    (batch,) = batches(1)
+    batch = batch._replace(label=np.arange(8, dtype=np.int32))
+    weak = Guidance(1.0, negative=of(5))
+    for teacher, known in (
+        (DistillationTeacher(of(3)), "from 0 to 2,"),
+        (MidpointTeacher(of(8, True), guidance=weak), "from 0 to 4,"),
+        (DistillationTeacher(of(9)), ""),
+    ):
+        loss = MultistepConsistencyLoss(teacher, Segments(2))
+        made = Learner(loss, optax.adam(1e-3))
+        state = made.init(of(8, True), key=KEY)
+        if known:
+            with pytest.raises(ValueError, match=f"from 0 to 7, .* classes {known}"):
+                fit(made, state, [batch], steps=1)
+        else:
+            fit(made, state, [batch], steps=1)
+    guided = Guided(of(8), weak)
+    with pytest.raises(ValueError, match=r"from 0 to 7, .* classes from 0 to 4,"):
+        generate(guided, DDIM(), uniform_grid(1), batch.x, batch.label, key=KEY)
+    with pytest.raises(ValueError, match=r"from 0 to 7, .* classes from 0 to 2,"):
+        measure_x_var(of(3), batch, np.array([0.5]), key=KEY)
 
 
 def test_examine_sees_each_example_as_the_step_does():

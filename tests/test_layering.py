@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "mcmeqx"
 LAYERS = (
     {"_types", "_whole"},
-    {"_batched", "_sharding"},
+    {"_batched", "_sharding", "_structure"},
     {"nets"},
     {"_schedule"},
     {"_denoiser"},
@@ -24,7 +24,7 @@ LAYERS = (
     {"_likelihood", "_segment", "_generate", "_teacher", "_export"},
     {"_export_sampler", "_flow_teacher", "_loss"},
     {"_consistency"},
-    {"_cluster", "_donating", "_flops", "_signals", "_structure"},
+    {"_cluster", "_donating", "_flops", "_signals"},
     {"_train"},
     {"_fit"},
     {"_checkpoint", "_callbacks"},

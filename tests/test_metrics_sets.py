@@ -133,6 +133,13 @@ def test_sets_that_do_not_compare_are_refused():
         density_coverage(REAL, FAKE[:, :3])
     with pytest.raises(ValueError, match="less than both 90 and 3, got 3"):
         precision_recall(REAL, FAKE[:3])
+    for metric in (precision_recall, density_coverage):
+        for broken in (np.nan, np.inf):
+            rows = np.where(np.arange(len(REAL))[:, None] == 7, broken, REAL)
+            with pytest.raises(ValueError, match="features are not finite"):
+                metric(rows, FAKE)
+            with pytest.raises(ValueError, match="features are not finite"):
+                metric(REAL, rows)
     with pytest.raises(ValueError, match="split into 10"):
         inception_score(np.zeros((9, 3)))
     with pytest.raises(ValueError, match="not finite"):

@@ -605,6 +605,9 @@ def test_generate_refuses_what_does_not_fit():
     for ts in (np.array([1.0]), np.ones((2, 2))):
         with pytest.raises(ValueError, match=r"two times or more, as uniform_grid"):
             generate(model, DDIM(), ts, noise, key=KEY)
+    for ts in (np.arange(8.0)[::-1], np.array([1.0, -0.1]), np.array([np.nan, 0.0])):
+        with pytest.raises(ValueError, match=r"times lie in \[0, 1\]"):
+            generate(model, DDIM(), ts, noise, key=KEY)
     with pytest.raises(ValueError, match="float32 or float64, got float16"):
         call(noise.astype(np.float16))
     with pytest.raises(ValueError, match="float32 or float64, got bfloat16"):

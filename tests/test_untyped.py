@@ -25,6 +25,8 @@ noise, grid = np.ones((1, 2), np.float32), mc.uniform_grid(1)
 sampled = lambda ts, x: mc.generate(model, mc.DDIM(), ts, x, np.zeros(1, int), key=key)
 refused(lambda: sampled(8, noise), "two times or more, as uniform_grid(8), got 8")
 refused(lambda: sampled(grid, noise.astype(int)), "float32 or float64, got int64")
+sliced = lambda x: mc.metrics.sliced_wasserstein(x, x, key=key)
+refused(lambda: sliced(np.ones((5, 2, 2))), "points of one size")
 mc.save_model("a.eqx", model)
 assert mc.load("a.eqx").network.config == config
 assert mc.load_model("a.eqx", model).network.config == config

@@ -1,7 +1,7 @@
 """Refusals of what would silently give something else."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -27,16 +27,40 @@ def check_guidance(scale: float | None) -> None:
         raise ValueError(f"guidance is a finite scale of 0 or more, got {scale}")
 
 
-def label_range(model: Any) -> tuple[int, int] | None:
-    """Lowest and highest label that a network of the library tells apart."""
-    model = model.model if isinstance(model, Guided) else model
+def check_times(ts: Any) -> None:
+    """ValueError unless there is a step, and all times lie in [0, 1]."""
+    if np.ndim(ts) != 1 or len(ts) < 2:
+        raise ValueError(f"ts holds two times or more, as uniform_grid(8), got {ts}")
+    if not (np.min(ts) >= 0.0 and np.max(ts) <= 1.0):
+        raise ValueError(
+            f"times lie in [0, 1], from data to noise, as uniform_grid(8), got {ts}"
+        )
+
+
+def label_range(*models: Any) -> tuple[int, int] | None:
+    """Lowest and highest label that all networks of the library here tell apart.
+
+    Models of none, and None, are passed over.
+    """
+    ranges = [_range_of(embed) for model in models for embed in _embeddings(model)]
+    lows, highs = zip(*ranges, strict=True) if ranges else ((), ())
+    return (max(lows), min(highs)) if ranges else None
+
+
+def _embeddings(model: Any) -> Iterator[Any]:
+    """Those of a model's classes, and of the model that guides it."""
+    if isinstance(model, Guided):
+        yield from _embeddings(model.model)
+        yield from _embeddings(model.guidance.negative)
+        return
     embed = getattr(getattr(model, "network", None), "embed", None)
-    if embed is None or embed.classes is None:
-        return None
-    return (
-        NULL_LABEL if embed.null_class else 0,
-        len(embed.classes) - embed.null_class - 1,
-    )
+    if embed is not None and embed.classes is not None:
+        yield embed
+
+
+def _range_of(embed: Any) -> tuple[int, int]:
+    low = NULL_LABEL if embed.null_class else 0
+    return low, len(embed.classes) - embed.null_class - 1
 
 
 def check_labels(labels: Any, rows: int, known: Sequence[int] | None) -> None:
@@ -54,5 +78,5 @@ def check_classes(labels: Any, known: Sequence[int] | None) -> None:
     if not known[0] <= low <= high <= known[1]:
         raise ValueError(
             f"labels go from {low} to {high}, the model's classes from {known[0]} to "
-            f"{known[1]}"
+            f"{known[1]}, those of what teaches or guides it counted too"
         )

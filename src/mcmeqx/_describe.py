@@ -15,6 +15,7 @@ import numpy as np
 
 from mcmeqx._denoiser import Denoiser, eps_prediction, v_prediction, x_prediction
 from mcmeqx._schedule import Cosine, Shifted
+from mcmeqx._structure import stable_repr
 from mcmeqx.nets import MLPConfig, Stage, UNetConfig, UViTConfig
 from mcmeqx.nets._network import network_shapes
 
@@ -31,14 +32,15 @@ def describe(model: Denoiser) -> dict[str, Any]:
     """JSON of the network's configuration, the schedule, prediction and precision.
 
     A part of a class that is not the library's own is described by its name alone, or
-    by its `repr` for a schedule: enough to compare, and refused by `rebuild`.
+    by its `repr` without addresses for a schedule: enough to compare, and refused by
+    `rebuild`.
     """
     network: Any = model.network
     stated = network if network.config is None else network.config
     return {
         "network": _encode(stated, {type(stated).__name__: None}),
-        "schedule": _encode(model.schedule, repr(model.schedule)),
-        "prediction": getattr(model.to_x, "__name__", repr(model.to_x)),
+        "schedule": _encode(model.schedule, stable_repr(model.schedule)),
+        "prediction": getattr(model.to_x, "__name__", stable_repr(model.to_x)),
         "dtype": jnp.dtype(model.dtype).name,
     }
 
@@ -46,14 +48,15 @@ def describe(model: Denoiser) -> dict[str, Any]:
 def _encode(value: Any, unknown: Any) -> Any:
     value = value.item() if isinstance(value, np.generic) else value
     if isinstance(value, tuple | list):
-        return [_encode(each, repr(each)) for each in value]
+        return [_encode(each, stable_repr(each)) for each in value]
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if type(value) not in (*CONFIGS, *SCHEDULES, Stage):
         return unknown
     names = [field.name for field in dataclasses.fields(value)]
-    fields = {name: getattr(value, name) for name in names}
-    return {type(value).__name__: {n: _encode(v, repr(v)) for n, v in fields.items()}}
+    values = {name: getattr(value, name) for name in names}
+    fields = {n: _encode(v, stable_repr(v)) for n, v in values.items()}
+    return {type(value).__name__: fields}
 
 
 def rebuild(about: dict[str, Any]) -> Denoiser:

@@ -20,7 +20,7 @@ import numpy as np
 from jax import export
 from jaxtyping import Array, Float
 
-from mcmeqx._checks import check_guidance, check_labels, label_range
+from mcmeqx._checks import check_guidance, check_labels, check_times, label_range
 from mcmeqx._denoiser import Model
 from mcmeqx._export import check_absent, optional
 from mcmeqx._generate import sample_rows
@@ -63,9 +63,11 @@ def export_sampler(
 
     Raises FileExistsError if there is a file, ValueError if the model does not take a
     sample of `shape`, lacks a label or guidance that it needs or has arrays of
-    bfloat16, or for a `batch_size` below 1 or a `guidance` below 0, and ImportError
-    without flatbuffers (`pip install "mcmeqx[export]"`).
+    bfloat16, for a `ProbabilityFlow`, a grid without a step, a `batch_size` below 1 or
+    a `guidance` below 0, and ImportError without flatbuffers (`pip install
+    "mcmeqx[export]"`).
     """
+    check_times(ts)
     check_guidance(guidance)
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size is None or 1 or more, got {batch_size}")
@@ -104,6 +106,12 @@ def export_sampler(
     except TypeError as error:
         raise ValueError(
             f"the model does not take a sample of shape {shape}: {error}"
+        ) from error
+    except NotImplementedError as error:
+        raise ValueError(
+            f"{type(sampler).__name__} asks the host, as what solves an equation does "
+            "to tell of its failure, and an exported program cannot: take another, as "
+            f"DPMSolver() ({error})"
         ) from error
     about = {
         "shape": list(shape),

@@ -88,7 +88,7 @@ def fit(
     `NonFiniteLossError` after `patience` steps in a row whose loss or gradient is not
     finite, and `OutOfBatchesError` when the batches run out; all carry the state.
     Raises ValueError for batches that do not split over the mesh, or hold labels that
-    are no classes of the model.
+    are no classes of the model or of its teacher.
     """
     for name, value in {"save_every": save_every, "patience": patience}.items():
         if value < 1:
@@ -97,7 +97,9 @@ def fit(
     state, learner = place(state, mesh), place(learner, mesh)
     watch = _Watch(tuple(callbacks), patience)
     start = int(state.step)
-    known = label_range(state.model)
+    teacher = getattr(learner.loss, "teacher", None)
+    guide = getattr(getattr(teacher, "guidance", None), "negative", None)
+    known = label_range(state.model, getattr(teacher, "denoiser", None), guide)
     stream = _ahead(batches, mesh, start, steps, learner.accumulate, known)
     with stop_signals() as stop:
         for step in range(start + 1, steps + 1):

@@ -11,6 +11,7 @@ from mcmeqx._checks import (
     check_guidance,
     check_labels,
     check_noise,
+    check_times,
     label_range,
 )
 from mcmeqx._denoiser import Model
@@ -76,9 +77,9 @@ def generate(
     one, or of a `Guided` model in place of its own; and traced. `describe` names a
     progress bar.
 
-    Raises ValueError if `ts` has no step, `noise` is empty or below float32, `labels`
-    differ in number or are no classes of the model, `batch_size` is not positive or
-    `guidance` negative.
+    Raises ValueError if `ts` has no step or leaves [0, 1], `noise` is empty or below
+    float32, `labels` differ in number or are no classes of the model or of what guides
+    it, `batch_size` is not positive or `guidance` negative.
     """
     n = len(noise)
     if n < 1 or batch_size < 1:
@@ -86,8 +87,7 @@ def generate(
             f"generate needs at least one row of noise and a batch_size of 1 or more, "
             f"got {n} rows and batch_size {batch_size}"
         )
-    if np.ndim(ts) != 1 or len(ts) < 2:
-        raise ValueError(f"ts holds two times or more, as uniform_grid(8), got {ts}")
+    check_times(ts)
     check_guidance(guidance)
     check_noise(noise)
     check_labels(labels, n, label_range(model))
@@ -130,6 +130,7 @@ def measure_x_var(
         raise ValueError(
             "measure_x_var is for the model without guidance: give the Guided's .model"
         )
+    check_labels(batch.label, len(batch.x), label_range(model))
     if not 0.0 <= eta <= 1.0:
         raise ValueError(f"eta is a share of the squared error, in [0, 1], got {eta}")
     if not len(ts) or np.any(np.diff(ts) <= 0):

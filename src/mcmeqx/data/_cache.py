@@ -26,13 +26,15 @@ def cache_folder() -> Path:
     return (base if base.is_absolute() else Path.home() / ".cache") / "mcmeqx"
 
 
-def cached(path: Path, key: str, build: Callable[[], Arrays]) -> Arrays:
+def cached(path: Path | str, key: str, build: Callable[[], Arrays]) -> Arrays:
     """The arrays of `build()`, read from the npz file `path` if it was made for `key`.
 
     A file made for another key is written anew. One that is truncated or otherwise
     damaged is too, with a `RuntimeWarning`. Where `path` cannot be written the arrays
-    are returned all the same, with a `RuntimeWarning`.
+    are returned all the same, with a `RuntimeWarning`. Raises ValueError for a file
+    that was never a cache.
     """
+    path = Path(path)
     arrays = _load(path, key)
     if arrays is None:
         arrays = build()
@@ -46,16 +48,27 @@ def cached(path: Path, key: str, build: Callable[[], Arrays]) -> Arrays:
 def _load(path: Path, key: str) -> Arrays | None:
     if not path.exists():
         return None
+    with path.open("rb") as stream:
+        if stream.read(2) not in (b"PK", b"P", b""):
+            raise _foreign(path)
     try:
         # Opened here, since np.load leaves a file that is no whole zip open.
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-        same = str(arrays.pop(_KEY)) == key
     except _DAMAGE as error:
         text = f"cache {path} is damaged ({error!r}): it is made anew"
         warnings.warn(text, RuntimeWarning, stacklevel=4)
         return None
-    return arrays if same else None
+    if _KEY not in arrays:
+        raise _foreign(path)
+    return arrays if str(arrays.pop(_KEY)) == key else None
+
+
+def _foreign(path: Path) -> ValueError:
+    return ValueError(
+        f"{path} was not written as a cache, and stays as it is: give another path, or "
+        "move it away"
+    )
 
 
 def _store(path: Path, arrays: Arrays) -> None:

@@ -48,7 +48,7 @@ def emoji64(
     folder: Path,
     *,
     vendors: Sequence[str] = VENDORS,
-    cache: Path | None = None,
+    cache: Path | str | None = None,
     split: Literal["train", "test", "all"] = "all",
 ) -> Images:
     """Base emoji of `vendors`, 64x64 RGB on white, labelled with their Unicode group.

@@ -28,7 +28,7 @@ _POINTS = 104
 _PRIVATE = 0xF0000
 
 
-def openmoji(cache: Path | None = None) -> Images:
+def openmoji(cache: Path | str | None = None) -> Images:
     """The 1,898 base emoji of OpenMoji, 64x64 RGB on white, in the nine Unicode groups.
 
     Rendering takes a few seconds, once: `cache` is the npz file that keeps the images,

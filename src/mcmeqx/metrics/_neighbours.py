@@ -38,8 +38,8 @@ def precision_recall(
     """Precision and recall of features (n, d) and (m, d), in float64.
 
     Takes n times 1024 numbers of memory. Both fall with fewer rows, so compare results
-    of equal n and m alone. Raises ValueError for sets of unequal width or of k rows or
-    fewer.
+    of equal n and m alone. Raises ValueError for sets of unequal width, of k rows or
+    fewer, or of what is not finite.
     """
     real, fake = _checked(real, fake, k)
     radii, other = _radii(real, k), _radii(fake, k)
@@ -82,6 +82,8 @@ def _checked(
         raise ValueError(
             f"k is 1 or more and less than both {len(real)} and {len(fake)}, got {k}"
         )
+    if not (np.isfinite(real).all() and np.isfinite(fake).all()):
+        raise ValueError("features are not finite")
     centre = real.mean(0, dtype=np.float64)
     return real - centre, fake - centre
 

@@ -23,10 +23,10 @@ def sliced_wasserstein(
     """`SW2(a, b)`, in the units of the points, over random `directions`.
 
     Two independent draws of one law are not at 0: report their distance as the floor.
-    Raises ValueError unless both sets have the same shape and at least one direction
-    is asked for.
+    Raises ValueError unless both sets have one shape, (n, size), and at least one
+    direction is asked for.
     """
-    if a.shape != b.shape or directions < 1:
+    if a.ndim != 2 or a.shape != b.shape or directions < 1:
         raise ValueError(
             "sliced_wasserstein compares equally many points of one size over at least "
             f"one direction, got {a.shape}, {b.shape} and directions={directions}"
