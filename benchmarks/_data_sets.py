@@ -9,12 +9,20 @@ from tqdm import tqdm
 import mcmeqx as mc
 
 DATA: dict[str, Callable[[Path | None], mc.data.Images]] = {
-    "openmoji": lambda path: mc.data.openmoji(),
+    "openmoji": lambda path: _openmoji(path),
     "emoji64": lambda path: mc.data.emoji64(_given(path), split="train"),
     "fashion_mnist": lambda path: mc.data.fashion_mnist(path),
     "cifar10": lambda path: mc.data.cifar10(_given(path)),
     "imagenet64": lambda path: mc.data.imagenet64(_given(path)),
 }
+
+
+def _openmoji(path: Path | None) -> mc.data.Images:
+    if path is not None:
+        raise ValueError(
+            f"openmoji lies in no folder: name the --data that is in {path}"
+        )
+    return mc.data.openmoji()
 
 
 def _given(path: Path | None) -> Path:
@@ -26,8 +34,8 @@ def _given(path: Path | None) -> Path:
 def read_pixels(path: Path) -> np.ndarray:
     """Images of another program, uint8 (n, height, width, channel).
 
-    `path` is an npz with an array `arr_0`, or a folder or zip of PNG or JPEG pictures
-    of one size. Raises what `data.npz_images` and `data.Pictures` do.
+    `path` is an npz with an array `arr_0`, or a folder or zip of square PNG or JPEG
+    pictures of one size. Raises what `data.npz_images` and `data.Pictures` do.
     """
     if path.suffix == ".npz":
         return mc.data.npz_images(path)

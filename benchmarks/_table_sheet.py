@@ -28,8 +28,9 @@ def sheet(
     students = [c.student for c in every if c.student and c.name in named]
     trained = [student for student in students if is_trained(student, work)]
     missing = named - {f"CD {student.segments}" for student in trained}
-    if missing and path.exists():
-        print(f"{path} stays: {', '.join(sorted(missing))} lie in another --work")
+    if path.exists() and (missing or not trained):
+        absent = f"{', '.join(sorted(missing))} lie in another --work"
+        print(f"{path} stays: {absent if missing else 'there is no student to draw'}")
         return
     models = {
         f"teacher, {MANY[0]} steps": (teacher, MANY[0]),

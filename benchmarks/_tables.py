@@ -29,6 +29,7 @@ def appended(table: Path, columns: tuple[str, ...]) -> Iterator[csv.DictWriter]:
     Raises ValueError for a table with other columns.
     """
     read_rows(table, columns)
+    table.parent.mkdir(parents=True, exist_ok=True)
     new = not table.exists()
     with table.open("a", newline="", buffering=1) as file:
         writer = csv.DictWriter(file, columns)

@@ -51,7 +51,7 @@ class Config:
     """Model file, exported weights or checkpoint folder."""
     images: Path | None = None
     """Instead of a checkpoint: an npz with the array arr_0, uint8 (n, height, width,
-    channel), or a folder or zip of pictures of one size."""
+    channel), or a folder or zip of square pictures, as large as those of the data."""
     steps: int = 8
     """Steps of the sampler."""
     sampler: Literal["ddim", "addim", "ddpm", "heun", "dpm-solver"] = "ddim"
@@ -69,7 +69,8 @@ class Config:
     data_path: Path | None = None
     """Where the data are, for sets that are not found by themselves."""
     statistics: Path | None = None
-    """Instead of data, a file of statistics: ours, ADM's, EDM's, EDM2's."""
+    """Instead of data, a file of statistics: ours, ADM's, EDM's, EDM2's. A model's
+    classes are then drawn equally often, not as often as the data have them."""
     network: Literal[
         "efficientnet", "efficientnet-block5", "inception", "inception-pytorch-fid"
     ] = "efficientnet"
@@ -90,6 +91,10 @@ def main(config: Config) -> Path:
     """Measure each seed, add what the table lacks, and return the table."""
     if (config.checkpoint is None) == (config.images is None):
         raise ValueError("give --checkpoint or --images, and not both")
+    if config.images is not None and config.guidance is not None:
+        raise ValueError("--guidance is for a --checkpoint, images are as they are")
+    if config.statistics is not None and config.data_path is not None:
+        raise ValueError("give --statistics or --data-path, and not both")
     at_least(
         1, seeds=len(config.seeds), steps=config.steps, batch_size=config.batch_size
     )
@@ -110,13 +115,15 @@ def main(config: Config) -> Path:
         options |= {} if config.guidance is None else {"guidance": config.guidance}
         measured = _of_model(config, image_model(source, images), images)
     else:
-        measured = _of_images(config, read_pixels(source))
+        measured = _of_images(config, read_pixels(source), images)
     folder, size = config.out / "features", config.batch_size
     if config.statistics is not None:
         data = from_statistics(config.statistics, network, folder, batch_size=size)
     else:
         assert images is not None
         data = from_images(images, network, folder, batch_size=size)
+    about = data.reference
+    print(f"against {about.name}, {about.count} images: {about.network}", flush=True)
     options["command"] = shlex.join(["python", *sys.argv])
     rows = []
     for result in measured(data):
@@ -142,10 +149,23 @@ def _card(folder: Path, source: Path, rows: list[dict[str, Any]]) -> Path:
     return card
 
 
-def _of_images(config: Config, pixels: np.ndarray) -> Measure:
+def _of_images(
+    config: Config, pixels: np.ndarray, images: mc.data.Images | None
+) -> Measure:
     samples = config.samples
     if len(pixels) < samples:
         raise ValueError(f"{samples} samples are asked for, of {len(pixels)} images")
+    if len(pixels) == samples and len(config.seeds) > 1:
+        raise ValueError(
+            f"all {samples} images are asked for, which are the same for every one of "
+            f"{len(config.seeds)} seeds: give one seed, or fewer samples"
+        )
+    if images is not None and pixels.shape[1:] != images.pixels.shape[1:]:
+        raise ValueError(
+            f"{config.images} has images of {pixels.shape[1:]}, {images.name} of "
+            f"{images.pixels.shape[1:]} (height, width, channel): features of other "
+            "sizes do not compare"
+        )
 
     def measured(data: Data) -> Iterator[dict[str, Any]]:
         for seed in config.seeds:

@@ -66,7 +66,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--no-remat", action="store_true")
     parser.add_argument("--precision", default="bfloat16")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/memory.csv"))
-    return parser.parse_args()
+    options = parser.parse_args()
+    for name in ("devices", "fsdp", "batch_size", "accumulate"):
+        if getattr(options, name) < 1:
+            option = name.replace("_", "-")
+            parser.error(f"--{option} is 1 or more, got {getattr(options, name)}")
+    return options
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -155,6 +160,7 @@ def main() -> None:
     fake = f"--xla_force_host_platform_device_count={options.devices}"
     os.environ["XLA_FLAGS"] = f"{flags} {fake}"
     os.environ["JAX_PLATFORMS"] = "cpu"
+    os.environ.pop("JAX_NUM_CPU_DEVICES", None)
     with appended(options.out, COLUMNS) as table:
         row = measure(options)
         table.writerow(row)

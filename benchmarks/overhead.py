@@ -23,6 +23,7 @@ import jax
 import optax
 import tyro
 from _device import named
+from _recipes import at_least
 from _tables import appended
 
 import mcmeqx as mc
@@ -129,6 +130,7 @@ class Clock:
 
 def main(config: Config) -> dict[str, float]:
     """Measure, write and print; the medians of the other kinds over that of `steps`."""
+    at_least(1, rounds=config.rounds, steps=config.steps)
     mesh = start(Mesh(), Hosts(), batch_size=BATCH)
     images = mc.data.openmoji()
     alone = Trainee(lambda step: 1280.0, mesh)

@@ -1,7 +1,7 @@
 """Error and image quality of the teacher's samplers against network evaluations.
 
     python benchmarks/solver_error.py --problem mixture
-    python benchmarks/solver_error.py --problem teacher
+    python benchmarks/solver_error.py --problem teacher --samples 48
 
 `rms_error` is the root mean square distance, per element, of a sample to the end of
 the model's own flow from the same noise. `mixture`: 16 Gaussians in 192 dimensions with
@@ -26,7 +26,7 @@ import numpy as np
 import tyro
 from _methods import runs
 from _problems import Problem, mixture, teacher
-from _runs import whole
+from _runs import at_least, whole
 from _tables import read_rows
 from matplotlib.figure import Figure
 
@@ -87,6 +87,8 @@ def plot(rows: list[dict[str, str]], path: Path) -> None:
 
 def main(config: Config) -> Path:
     """Measure what the table lacks, write table and plot, and return the table."""
+    at_least(2, samples=config.samples)
+    at_least(0, seed=config.seed)
     table = config.out / f"solver_error_{config.problem}.csv"
     done = read_rows(table, COLUMNS)
     ours = {"samples": str(config.samples), "seed": str(config.seed)}

@@ -132,14 +132,19 @@ def main(config: Config) -> Path:
             numbers = f"{result['frechet']:10.1f}{early['frechet']:10.3f}"
             print(f"{cell.name:32}{numbers}", flush=True)
     ours = {_key(_about(cell, images, reference, config)) for cell in every}
-    rows = [row for row in read_rows(table, COLUMNS) if _key(row) in ours]
+    every_row = read_rows(table, COLUMNS)
+    rows = [row for row in every_row if _key(row) in ours]
     methods = list(dict.fromkeys(cell.method for cell in every))
     rows.sort(key=lambda row: methods.index(row["method"]))
     print(f"\n{text(rows)}\n\nBlock 3, 24 features:\n\n{text(rows, EARLY[0])}")
-    plot(rows, table.with_suffix(".png"))
-    picture = table.with_name(f"{table.stem}_samples.png")
-    sheet(images, teacher, rows, models, config.seed, picture)
-    print(f"\n{table}, {table.stem}.png, {picture.name}")
+    picture = table.with_suffix(".png")
+    if picture.exists() and any(_is_of_others(row, config) for row in every_row):
+        print(f"\n{picture} stays: {table} has rows of other samples or seeds too")
+        return table
+    plot(rows, picture)
+    samples = table.with_name(f"{table.stem}_samples.png")
+    sheet(images, teacher, rows, models, config.seed, samples)
+    print(f"\n{table}, {picture.name}, {samples.name}")
     return table
 
 
@@ -168,6 +173,12 @@ def _about(
         "training_seed": config.seed if seeded else 0,
         "plan": images.plan(taught),
     }
+
+
+def _is_of_others(row: dict[str, Any], config: Config) -> bool:
+    """Whether a row is of a table of its own, with pictures of its own."""
+    same = int(row["samples"]) == config.samples
+    return not same or int(row["training_seed"]) not in (0, config.seed)
 
 
 def _key(row: dict[str, Any]) -> tuple[str, ...]:

@@ -14,7 +14,6 @@ layer (`mcmeqx.count_flops`). What `peak_flops`, `utilisation`, the limits in ms
 """
 
 import itertools
-import os
 import re
 import statistics
 import time
@@ -25,7 +24,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import tyro
-from _device import named
+from _device import cores, named
+from _recipes import at_least
 from _roofline import Limits, bandwidth, traffic_bytes
 from _tables import appended
 from _work import TRAINING, Job, build, config_of
@@ -96,7 +96,7 @@ def row(
     job = build(network, name, batch_size, precision, real=not config.compile_only)
     columns: dict[str, Any] = {
         "device": named(jax.devices()[0].device_kind),
-        "cores": os.cpu_count(),
+        "cores": cores(),
         "jax": jax.__version__,
         "network": network,
         "job": name,
@@ -126,6 +126,8 @@ def main(config: Config) -> None:
         if name not in TRAINING and not re.fullmatch(r"sample[1-9]\d*", name):
             jobs = ", ".join(TRAINING)
             raise ValueError(f"jobs are {jobs} and sample<steps>, got {name}")
+    at_least(1, rounds=config.rounds)
+    at_least(1, **{f"batch_sizes[{i}]": n for i, n in enumerate(config.batch_sizes)})
     for network in config.networks:
         config_of(network)
     with appended(config.out, COLUMNS) as table:

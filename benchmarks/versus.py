@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import tyro
+from _recipes import at_least
 from _resident import Resident
 from _tables import appended, read_rows
 
@@ -80,8 +81,8 @@ class Config:
 
     def __post_init__(self) -> None:
         """ValueError for what could not be a comparison."""
-        if self.rounds < 5:
-            raise ValueError(f"rounds is 5 or more, got {self.rounds}")
+        at_least(5, rounds=self.rounds)
+        at_least(1, batch_size=self.batch_size, cores=self.cores)
         unknown = set(self.contestants) - set(NEEDS)
         if unknown or "mcmeqx" not in self.contestants:
             raise ValueError(

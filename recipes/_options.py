@@ -72,8 +72,8 @@ class Config:
     default on ImageNet, trains one in the run folder; or the path of a teacher.eqx."""
     start_from: str | None = None
     """What the student starts from: its `teacher`; `embedded`, the package's 8-step
-    emoji student, the demo's default with the embedded teacher; or the path of a
-    student.eqx."""
+    emoji student, the default of the demo's distillation from the embedded teacher; or
+    the path of a student.eqx."""
     out: Path | None = None
     """Run folder; None is runs/<recipe>_<data>_<steps>, and more for a teacher's solver
     and guidance, or another order. The same command resumes it."""

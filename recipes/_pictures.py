@@ -32,6 +32,15 @@ def from_one_noise(
     }
 
 
+def check_new(path: Path) -> None:
+    """ValueError unless a picture can be written to `path`, where there is no file."""
+    if path.exists():
+        raise ValueError(f"{path} is there already: give another --out")
+    known = [f".{name}" for name in sorted(Figure().canvas.get_supported_filetypes())]
+    if path.suffix not in known:
+        raise ValueError(f"{path} is to end in one of {', '.join(known)}: give --out")
+
+
 def draw(pictures: dict[str, np.ndarray], path: Path, title: str) -> None:
     """One row of images, (n, channel, height, width) in [-1, 1], for each entry."""
     columns = max(len(x) for x in pictures.values())

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from _given import given
-from _pictures import draw
+from _given import start_from
+from _pictures import check_new, draw
 from _runs import at_least
 from _stages import DEMO, load
 
@@ -80,9 +80,9 @@ def main(config: Config) -> Path:
     at_least(2, frames=config.frames)
     at_least(0, seed=config.seed)
     flow = mc.ProbabilityFlow(stepsize_controller=mc.adaptive_steps(config.tolerance))
-    model = given(config.teacher, DEMO)
-    if config.out.exists():
-        raise ValueError(f"{config.out} is there already; give another --out")
+    check_new(config.out)
+    # One without a null class follows its flow as well.
+    model = start_from(config.teacher, DEMO)
     _, images = load(None, config.emoji64_dir)
     chosen = images.take(pairs(images, config.rows, config.seed).ravel())
     x, labels = np.asarray(chosen.x), np.asarray(chosen.label)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from _pictures import draw, from_one_noise
+from _pictures import check_new, draw, from_one_noise
 from _runs import at_least
 
 import mcmeqx as mc
@@ -31,8 +31,7 @@ def main(config: Config) -> Path:
     """Sample, draw, and return the picture's path."""
     at_least(1, columns=config.columns)
     at_least(0, seed=config.seed)
-    if config.out.exists():
-        raise ValueError(f"{config.out} is there already: give another --out")
+    check_new(config.out)
     teacher, student = mc.emoji_teacher(), mc.emoji_student()
     rng = np.random.default_rng(config.seed)
     noise = rng.standard_normal((config.columns, 3, 64, 64), np.float32)

@@ -341,6 +341,8 @@ def test_inputs_are_looked_at_before_the_data(tiny, model, monkeypatch):
     takes = replace(CONFIG, guidance_input=True).build(key=jax.random.key(0))
     mc.save_model("takes.eqx", mc.Denoiser(takes, mc.Cosine()))
     np.savez("few.npz", pixels(5))
+    np.savez("large.npz", np.tile(pixels(5), (1, 2, 2, 1)))
+    np.savez("grey.npz", pixels(5)[..., :1])
     Path("other.csv").write_text("a,b\n1,2\n")
     for changes, error, message in (
         (
@@ -368,6 +370,27 @@ def test_inputs_are_looked_at_before_the_data(tiny, model, monkeypatch):
         ({"checkpoint": model, "steps": 0}, ValueError, "steps is 1 or more"),
         ({"checkpoint": model, "samples": 1}, ValueError, "samples is 2 or more"),
         ({"checkpoint": model, "seeds": ()}, ValueError, "seeds is 1 or more"),
+        ({"images": Path("few.npz"), "guidance": 1.0}, ValueError, "guidance is for a"),
+        (
+            {"images": Path("few.npz"), "samples": 5, "seeds": (0, 1)},
+            ValueError,
+            "the same for every one of 2 seeds",
+        ),
+        (
+            {"images": Path("large.npz"), "samples": 5},
+            ValueError,
+            r"large\.npz has images of \(16, 16, 3\), .* of \(8, 8, 3\)",
+        ),
+        (
+            {"images": Path("grey.npz"), "samples": 5},
+            ValueError,
+            r"grey\.npz has images of \(8, 8, 1\), .* of \(8, 8, 3\)",
+        ),
+        (
+            {"checkpoint": model, "data_path": Path(), "statistics": Path("a.npz")},
+            ValueError,
+            "--statistics or --data-path",
+        ),
     ):
         with pytest.raises(error, match=message):
             evaluate.main(evaluate.Config(**changes))
@@ -442,6 +465,11 @@ def test_what_cannot_work_is_refused(tiny, model, images, monkeypatch):
         as_bytes(np.array([[0.0], [np.nan]]))
     with pytest.raises(ValueError, match="needs --weights"):
         evaluate.main(evaluate.Config(model, network="inception"))
+
+
+def test_data_that_lie_in_no_folder_are_not_looked_for_in_one():
+    with pytest.raises(ValueError, match=r"name the --data that is in pictures"):
+        evaluate.DATA["openmoji"](Path("pictures"))
 
 
 @pytest.mark.slow

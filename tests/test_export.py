@@ -268,6 +268,7 @@ def test_what_is_no_checkpoint_is_refused(tmp_path):
     save_step(run, models()["mlp"], 4)
     with pytest.raises(FileNotFoundError, match="absent"):
         load(tmp_path / "absent")
+    (tmp_path / "evaluation_seed_0").mkdir()
     with pytest.raises(ValueError, match="neither a finished step nor an item ema"):
         load(tmp_path)
     about = run / "4" / "about" / "metadata"

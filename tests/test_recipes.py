@@ -614,6 +614,17 @@ def test_samples_are_drawn_once():
         samples.main(samples.Config(columns=0, out=Path("b.png")))
 
 
+@pytest.mark.parametrize("recipe", [samples, interpolate])
+@pytest.mark.parametrize("name", ["emoji", "emoji.npz"])
+def test_a_picture_of_no_known_kind_is_refused_at_once(recipe, name, monkeypatch):
+    for work in ("from_one_noise", "start_from"):
+        monkeypatch.setattr(
+            recipe, work, lambda *_: pytest.fail("too late"), raising=False
+        )
+    with pytest.raises(ValueError, match=rf"{name} is to end in one of .*\.png"):
+        recipe.main(recipe.Config(out=Path(name)))
+
+
 class Explodes(mc.AbstractLoss):
     """The loss is not finite from the fourth step on."""
 

@@ -96,6 +96,11 @@ def test_a_network_that_there_is_not_is_refused_before_another_is_timed(tmp_path
     config = throughput.Config(("demo64", "typo"), out=tmp_path / "t.csv")
     with pytest.raises(ValueError, match=r"networks are .*demo64.*trunk64.*got typo"):
         throughput.main(config)
+    for changes in ({"rounds": 0}, {"batch_sizes": (8, 0)}):
+        with pytest.raises(ValueError, match="is 1 or more, got 0"):
+            throughput.main(throughput.Config(out=config.out, **changes))
+    with pytest.raises(ValueError, match="steps is 1 or more, got 0"):
+        overhead.main(overhead.Config(steps=0, out=config.out))
     assert not config.out.exists()
 
 
@@ -111,7 +116,7 @@ def test_blocks_under_a_scan_have_no_count_of_bytes(tiny, monkeypatch):
 
 
 def test_rows_are_there_at_once_and_never_under_other_columns(tmp_path):
-    table = tmp_path / "t.csv"
+    table = tmp_path / "new" / "t.csv"
     for i in range(2):
         with appended(table, ("a", "b")) as rows:
             rows.writerow({"a": i, "b": "x, y"})
@@ -173,6 +178,8 @@ def test_contestants_are_asked_in_turn_and_the_first_rounds_left_out(
 def test_a_comparison_that_cannot_be_one_is_refused():
     with pytest.raises(ValueError, match="rounds is 5 or more, got 4"):
         versus.Config(rounds=4)
+    with pytest.raises(ValueError, match="batch_size is 1 or more, got 0"):
+        versus.Config(batch_size=0)
     with pytest.raises(ValueError, match="got mcmeqx, keras"):
         versus.Config(contestants=("mcmeqx", "keras"))
     with pytest.raises(ValueError, match="got flax"):

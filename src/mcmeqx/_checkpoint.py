@@ -149,7 +149,9 @@ def load_checkpoint(folder: Path) -> Denoiser:
     """
     folder = Path(folder).resolve()
     if not (folder / "ema").is_dir():
-        steps = ocp.utils.checkpoint_steps(folder)
+        # Orbax takes any name that ends in a number for a step.
+        found = ocp.utils.checkpoint_steps(folder)
+        steps = [n for n in found if (folder / str(n)).is_dir()]
         if not steps:
             raise ValueError(
                 f"{folder} is no checkpoint: it holds neither a finished step nor an "
