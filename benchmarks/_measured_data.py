@@ -81,7 +81,9 @@ def from_images(
     )
     rest = _moments(images, order[count:], network, folder, batch_size)
     both = rest.merge(Moments.of(kept))
-    about = mc.metrics.reference(both, network, name=images.name, sha256=sha256)
+    about = mc.metrics.reference(
+        both, network, name=images.name, sha256=sha256, shape=images.shape
+    )
     with whole(folder / "reference.npz") as part, part.open("wb") as file:
         mc.metrics.save_reference(file, about)
     return Data(network, about, kept, rest)
@@ -115,14 +117,16 @@ def from_statistics(
     network: AbstractFeatureNetwork,
     folder: Path,
     *,
+    shape: tuple[int, int, int] | None = None,
     batch_size: int = 64,
 ) -> Data:
     """The statistics in a file, and features of its images where it holds any.
 
-    Raises what `metrics.read_reference` does, and ValueError for another network's.
+    Raises what `metrics.read_reference` does, and ValueError for another network's, or
+    of images that have not this `shape`.
     """
     reference = mc.metrics.read_reference(path)
-    reference.check(network)
+    reference.check(network, shape)
     if path.suffix != ".npz" or "(ADM)" not in reference.name:
         return Data(network, reference)
     pixels = mc.data.npz_images(path)

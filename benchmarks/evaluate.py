@@ -113,12 +113,17 @@ def main(config: Config) -> Path:
     if config.checkpoint is not None:
         options |= {"steps": config.steps, "sampler": config.sampler}
         options |= {} if config.guidance is None else {"guidance": config.guidance}
-        measured = _of_model(config, image_model(source, images), images)
+        model = image_model(source, images)
+        measured, shape = _of_model(config, model, images), image_shape(model)
     else:
-        measured = _of_images(config, read_pixels(source), images)
+        pixels = read_pixels(source)
+        measured = _of_images(config, pixels, images)
+        shape = (pixels.shape[3], *pixels.shape[1:3])
     folder, size = config.out / "features", config.batch_size
     if config.statistics is not None:
-        data = from_statistics(config.statistics, network, folder, batch_size=size)
+        data = from_statistics(
+            config.statistics, network, folder, shape=shape, batch_size=size
+        )
     else:
         assert images is not None
         data = from_images(images, network, folder, batch_size=size)

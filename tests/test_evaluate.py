@@ -305,7 +305,9 @@ def test_images_of_any_program_are_measured(tiny, images, tmp_path):
     assert float(first["frechet"]) == pytest.approx(expected, rel=1e-4)
 
 
-def test_statistics_stand_in_for_data_and_adms_images_for_its_features(tmp_path, tiny):
+def test_statistics_stand_in_for_data_and_adms_images_for_its_features(
+    tmp_path, tiny, images
+):
     rows = pixels(60)[:, ::4, ::4, 0].reshape(60, 4) / 127.5 - 1
     law = {"mu": rows.mean(0), "sigma": np.cov(rows.T)}
     np.savez("edm.npz", **law)
@@ -332,6 +334,13 @@ def test_statistics_stand_in_for_data_and_adms_images_for_its_features(tmp_path,
     np.testing.assert_allclose(found.kept.mean(0), rows.mean(0), atol=1e-6)
     with pytest.raises(ValueError, match="choose the same network"):
         from_statistics(Path("adm.npz"), Corners(), tmp_path)
+    for shape in ((1, 8, 8), (3, 16, 16)):
+        with pytest.raises(ValueError, match=r"of images \(3, 8, 8\), the samples are"):
+            from_statistics(Path("adm.npz"), network, tmp_path, shape=shape)
+    from_images(images, Corners(), tmp_path)
+    (own,) = tmp_path.glob("*/reference.npz")
+    with pytest.raises(ValueError, match=r"of images \(3, 8, 8\), the samples are"):
+        from_statistics(own, Corners(), tmp_path, shape=(1, 8, 8))
 
 
 def test_inputs_are_looked_at_before_the_data(tiny, model, monkeypatch):

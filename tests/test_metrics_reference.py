@@ -83,7 +83,15 @@ def test_our_own_statistics_come_back_whole(tmp_path):
     np.testing.assert_array_equal(found.law.sigma, own.law.sigma)
     assert replace(found, law=own.law) == own
     assert found.count == 40
-    found.check(network)
+    found.check(network, (3, 8, 8))
+    shaped = replace(own, shape=(3, 8, 8))
+    with path.open("wb") as file:
+        save_reference(file, shaped)
+    assert replace(read_reference(path), law=own.law) == shaped
+    read_reference(path).check(network, (3, 8, 8))
+    read_reference(path).check(network)
+    with pytest.raises(ValueError, match=r"of images \(3, 8, 8\), .* \(1, 8, 8\)"):
+        read_reference(path).check(network, (1, 8, 8))
 
 
 def test_statistics_of_another_network_are_refused(tmp_path):
@@ -112,6 +120,8 @@ class _Evil:
         ({"mu": np.zeros(6, int), "sigma": SIGMA}, "int64"),
         ({"mu": MU, "sigma": SIGMA, "about": np.array('{"a": 1}')}, "not describe"),
         ({"mu": MU, "sigma": SIGMA, "about": np.array("no")}, "not describe"),
+        ({"mu": MU, "sigma": SIGMA, "about": np.array("3")}, "not describe"),
+        ({"mu": MU, "sigma": SIGMA, "about": np.array('{"shape": 3}')}, "not describe"),
     ],
 )
 def test_files_that_hold_no_statistics_are_refused(tmp_path, content, message):

@@ -7,7 +7,7 @@ of `mu` and `sigma`, as EDM and pytorch-fid write it, does not say what made it.
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -39,9 +39,20 @@ class Reference:
     """Number of images; None where the file does not say."""
     law: Gaussian
     """Mean and unbiased covariance of the features."""
+    shape: tuple[int, int, int] | None = None
+    """Of an image, (channel, height, width); None where the file does not say."""
 
-    def check(self, network: AbstractFeatureNetwork) -> None:
-        """ValueError if these are known to be statistics of another network."""
+    def check(
+        self,
+        network: AbstractFeatureNetwork,
+        shape: tuple[int, int, int] | None = None,
+    ) -> None:
+        """ValueError if these are known to be of another network, or image shape."""
+        if None not in (self.shape, shape) and self.shape != shape:
+            raise ValueError(
+                f"{self.name} is of images {self.shape}, the samples are {shape}: "
+                "features of other sizes do not compare"
+            )
         own = {
             "network": self.network,
             "resize": self.resize,
@@ -61,7 +72,12 @@ class Reference:
 
 
 def reference(
-    moments: Moments, network: AbstractFeatureNetwork, *, name: str, sha256: str
+    moments: Moments,
+    network: AbstractFeatureNetwork,
+    *,
+    name: str,
+    sha256: str,
+    shape: tuple[int, int, int] | None = None,
 ) -> Reference:
     """The reference of a data set's moments under `network`."""
     return Reference(
@@ -71,12 +87,13 @@ def reference(
         network.resize,
         moments.count,
         Gaussian(moments.mean, moments.covariance()),
+        shape,
     )
 
 
 def save_reference(file: BinaryIO, own: Reference) -> None:
     """Writes a reference to an open file, as an npz that says what it is of."""
-    fields = ("name", "sha256", "network", "resize", "count")
+    fields = ("name", "sha256", "network", "resize", "count", "shape")
     about = json.dumps({field: getattr(own, field) for field in fields})
     np.savez(file, about=np.array(about), mu=own.law.mean, sigma=own.law.sigma)
 
@@ -105,7 +122,16 @@ def read_reference(path: Path | str) -> Reference:
         made_by = ("EDM's or pytorch-fid's form", None, None)
         if "mu_s" in npz.names:
             made_by = ("ADM", _INCEPTION, _TENSORFLOW)
-        return _foreign(path, sha256, mean, sigma, *made_by)
+        found = _foreign(path, sha256, mean, sigma, *made_by)
+        return replace(found, shape=_image_shape(npz))
+
+
+def _image_shape(npz: Npz) -> tuple[int, int, int] | None:
+    """Of the images (n, height, width, channel) in a file, if it holds any."""
+    if "arr_0" not in npz.names:
+        return None
+    shape, _ = npz.header("arr_0")
+    return (shape[3], *shape[1:3]) if len(shape) == 4 else None
 
 
 def _numbers(npz: Npz, name: str, path: Path) -> np.ndarray:
@@ -121,8 +147,11 @@ def _ours(path: Path, npz: Npz, mean: np.ndarray, sigma: np.ndarray) -> Referenc
         raise ValueError(f"{path}: about is {dtype} of shape {shape}, expected a text")
     try:
         about = json.loads(str(npz.array("about")))
-        return Reference(**about, law=_checked(path, mean, sigma))
-    except (TypeError, json.JSONDecodeError) as error:
+        # JSON knows lists alone.
+        shape = about.pop("shape", None)
+        shape = None if shape is None else tuple(shape)
+        return Reference(**about, law=_checked(path, mean, sigma), shape=shape)
+    except (TypeError, AttributeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path}: about does not describe statistics") from error
 
 
