@@ -46,7 +46,8 @@ def test_a_file_that_was_never_a_cache_is_refused_and_stays(tmp_path):
     path = tmp_path / "mine.npz"
     np.savez(path, images=np.arange(3))
     npz = path.read_bytes()
-    for mine in (npz, b"hello", b"\x89PNG", b"\x93NUMPY\1\0v\0{}"):
+    np.savez(path, anything=np.array([{}], object))
+    for mine in (npz, path.read_bytes(), b"hello", b"\x89PNG", b"\x93NUMPY\1\0v\0{}"):
         path.write_bytes(mine)
         for given in (path, str(path)):
             with pytest.raises(ValueError, match=r"mine\.npz was not .*another path"):

@@ -54,12 +54,13 @@ def _load(path: Path, key: str) -> Arrays | None:
     try:
         # Opened here, since np.load leaves a file that is no whole zip open.
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
+            ours = _KEY in file.files
+            arrays = {name: file[name] for name in file.files if ours}
     except _DAMAGE as error:
         text = f"cache {path} is damaged ({error!r}): it is made anew"
         warnings.warn(text, RuntimeWarning, stacklevel=4)
         return None
-    if _KEY not in arrays:
+    if not ours:
         raise _foreign(path)
     return arrays if str(arrays.pop(_KEY)) == key else None
 
