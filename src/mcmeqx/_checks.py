@@ -43,8 +43,10 @@ def label_range(*models: Any) -> tuple[int, int] | None:
     Models of none, and None, are passed over.
     """
     ranges = [_range_of(embed) for model in models for embed in _embeddings(model)]
-    lows, highs = zip(*ranges, strict=True) if ranges else ((), ())
-    return (max(lows), min(highs)) if ranges else None
+    if not ranges:
+        return None
+    lows, highs = zip(*ranges, strict=True)
+    return max(lows), min(highs)
 
 
 def _embeddings(model: Any) -> Iterator[Any]:
