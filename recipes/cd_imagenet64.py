@@ -7,7 +7,7 @@ Without --data-dir this is a demo on 64x64 OpenMoji emoji with a small UViT. It 
 the package's diffusion teacher into a student of --steps network evaluations (Heek et
 al. 2024, Alg. 1), and writes a picture and a table that compare the two.
 
-Two CPU cores take eight minutes. Frechet distances on 24 features of
+Two CPU cores take four to eight minutes. Frechet distances on 24 features of
 EfficientNet-Lite0 to OpenMoji, 96 samples, one seed: the teacher's 256 DDIM steps 136,
 its 8 steps 176 (DDIM) and 177 (aDDIM), the student's 135; data against data 7
 (benchmarks/README.md).
