@@ -14,7 +14,7 @@ def contestant() -> Contestant:
 
     def run(name: str) -> None:
         if name not in made:
-            made[name] = build("unet32", name, BATCH_SIZE, "float32", real=True)
+            made[name] = build(mc.nets.unet32, name, BATCH_SIZE, "float32", real=True)
         jax.block_until_ready(made[name].run())
 
     jobs = {name: lambda name=name: run(name) for name in names}

@@ -5,16 +5,17 @@ the share of it. `binds` compares two times of a call: `arithmetic_ms`, its oper
 at that peak, and `traffic_ms`, the bytes that its kernels read and write by XLA's count
 at the bandwidth of a large array's update. Where caches hold what a kernel hands to the
 next, traffic costs less. XLA counts a loop's body once: a sampler's bytes are the
-program's times the steps, and a network with blocks under a scan has none.
+program's times the steps, and what a block under a scan adds is told by networks with
+two and three of them, unrolled, so without the copies of a loop.
 """
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from _work import TRAINING, Job, config_of
+from _work import TRAINING, Job, build
 
 import mcmeqx as mc
 from mcmeqx.nets._uvit_stages import UNROLLED
@@ -33,14 +34,41 @@ def bandwidth() -> float:
     return 8 * count / best
 
 
-def traffic_bytes(job: Job, network: str, name: str) -> float | None:
-    """Bytes that a call reads and writes, where XLA's count can say."""
-    config = config_of(network)
-    stages = config.stages if isinstance(config, mc.nets.UViTConfig) else ()
-    if any(s.kind == "transformer" and s.depth > UNROLLED for s in stages):
-        return None
+def traffic_bytes(
+    job: Job, config: Any, name: str, batch_size: int, precision: str
+) -> float | None:
+    """Bytes that a call reads and writes; None for a scan whose blocks run twice.
+
+    Compiles a network more for blocks under a scan, and one for each stage of them.
+    """
     steps = 1 if name in TRAINING else int(name[6:])
-    return steps * job.program.cost_analysis()["bytes accessed"]
+    stages = config.stages if isinstance(config, mc.nets.UViTConfig) else ()
+    deep = [
+        i
+        for i, stage in enumerate(stages)
+        if stage.kind == "transformer" and stage.depth > UNROLLED
+    ]
+    if not deep:
+        return steps * _counted(job)
+    if config.remat:
+        return None
+
+    def of(depths: dict[int, int]) -> float:
+        changed = tuple(
+            replace(stage, depth=depths.get(i, stage.depth))
+            for i, stage in enumerate(stages)
+        )
+        shallow = replace(config, stages=changed)
+        return _counted(build(shallow, name, batch_size, precision, real=False))
+
+    few = dict.fromkeys(deep, 2)
+    base = of(few)
+    more = ((stages[i].depth - 2) * (of({**few, i: 3}) - base) for i in deep)
+    return steps * (base + sum(more))
+
+
+def _counted(job: Job) -> float:
+    return job.program.cost_analysis()["bytes accessed"]
 
 
 @dataclass(frozen=True)

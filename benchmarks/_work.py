@@ -57,9 +57,8 @@ class Job:
         return total + plan.output_size_in_bytes - plan.alias_size_in_bytes
 
 
-def build(network: str, job: str, batch_size: int, dtype: str, *, real: bool) -> Job:
+def build(config: Any, job: str, batch_size: int, dtype: str, *, real: bool) -> Job:
     """A job of a network: `teacher`, `cd`, `ct`, or `sample<steps>` by DDIM."""
-    config = config_of(network)
     shape = (batch_size, config.channels, config.image_size, config.image_size)
 
     def arrays(key: jax.Array) -> Any:

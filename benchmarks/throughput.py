@@ -8,9 +8,9 @@ on one device of whatever kind there is. Compilation and one round are left out;
 is the median of `rounds` rounds, each of calls that are waited for, and `spread` how
 far apart the slowest and the fastest lie, over it.
 
-Peak memory is XLA's plan for the program. Operations are counted by hand, layer by
-layer (`mcmeqx.count_flops`). What `peak_flops`, `utilisation`, the limits in ms and
-`binds` are stands in `_roofline.py`.
+Peak memory is XLA's plan for the program. Operations are those of products and
+convolutions as it is traced, loops as often as they run (`mcmeqx.count_flops`). What
+`peak_flops`, `utilisation`, the limits in ms and `binds` are stands in `_roofline.py`.
 """
 
 import itertools
@@ -93,7 +93,8 @@ def row(
     network: str, name: str, batch_size: int, precision: str, config: Config
 ) -> dict[str, Any]:
     """One row of the table."""
-    job = build(network, name, batch_size, precision, real=not config.compile_only)
+    what = config_of(network)
+    job = build(what, name, batch_size, precision, real=not config.compile_only)
     columns: dict[str, Any] = {
         "device": named(jax.devices()[0].device_kind),
         "cores": cores(),
@@ -112,12 +113,13 @@ def row(
     median = statistics.median(found)
     # Beside the job itself, so that what slows one slows the other.
     limits = Limits(mc.matmul_peak(jnp.dtype(precision)), bandwidth())
+    traffic = traffic_bytes(job, what, name, batch_size, precision)
     columns |= {
         "images_a_second": batch_size / median,
         "milliseconds": 1e3 * median,
         "spread": (max(found) - min(found)) / median,
     }
-    return columns | limits.of(job, traffic_bytes(job, network, name), median)
+    return columns | limits.of(job, traffic, median)
 
 
 def main(config: Config) -> None:

@@ -14,9 +14,9 @@ the machine does falls on all. All have the same cores, and those on JAX the sam
 XLA_FLAGS. Every answer is a row of `<out>` (run, XLA_FLAGS, contestant, job, round,
 seconds of CPU time and of the clock), written as it comes. At the end stands the median
 of CPU seconds over that of this library, in this run alone; a spread, (max - min) /
-median, over 30% makes a figure void, and so does a parameter count that is off by more
-than 1%. Two rounds are left out: one compiles, and in the next memory is still being
-laid out. Contestants that are not installed are skipped.
+median, over 30% of either makes a figure void, and so does a parameter count that is
+off by more than 1%. Two rounds are left out: one compiles, and in the next memory is
+still being laid out. Contestants that are not installed are skipped.
 
 With `--accelerator` all run on JAX's and PyTorch's default GPU, PyTorch by
 `torch.compile`, float32 products may be TF32, and the clock counts. Give it a
@@ -145,14 +145,20 @@ def measure(config: Config, contestants: list[Resident]) -> dict[Any, list[float
 
 def line(job: str, name: str, taken: dict[Any, list[float]]) -> str:
     """A contestant's median, spread and ratio in words."""
-    found, ours = taken[job, name], statistics.median(taken[job, "mcmeqx"])
-    median = statistics.median(found)
-    spread = (max(found) - min(found)) / median
-    void = "  void: spread" if spread > WIDEST_SPREAD else ""
+    (median, spread), (ours, own) = (
+        median_and_spread(taken[job, n]) for n in (name, "mcmeqx")
+    )
+    void = "  void: spread" if max(spread, own) > WIDEST_SPREAD else ""
     return (
         f"{job:8} {name:8} {median:8.3f} s, spread {spread:4.0%}, "
         f"mcmeqx takes {ours / median:.2f} of it{void}"
     )
+
+
+def median_and_spread(found: list[float]) -> tuple[float, float]:
+    """The median, and how far apart the slowest and the fastest lie, over it."""
+    median = statistics.median(found)
+    return median, (max(found) - min(found)) / median
 
 
 def main(config: Config) -> None:

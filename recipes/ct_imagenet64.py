@@ -21,8 +21,8 @@ class Config(StudentConfig):
     """Options of consistency training."""
 
     order: Literal[1, 2] = 1
-    """Of the targets' error in the length of a step: the paper's 1, or 2 by one more
-    call of the student."""
+    """Of the targets, whose error is a step's length to the power of order + 1: the
+    paper's 1, or 2 by one more call of the student."""
 
 
 def main(config: Config):

@@ -2,10 +2,10 @@
 
     python recipes/teacher_imagenet64.py --out runs/teacher
 
-Without --data-dir it trains the demo's small UViT on emoji, at 3 steps of 16 images a
-second on two CPU cores. The result, `<out>/teacher.eqx`, is what `cd_imagenet64.py
---teacher` and `ct_imagenet64.py --teacher` take; the package's own has two million
-images behind it (src/mcmeqx/weights/README.md).
+Without --data-dir it trains the demo's small UViT on emoji, at 3 to 5 steps of 16
+images a second on two CPU cores. The result, `<out>/teacher.eqx`, is what
+`cd_imagenet64.py --teacher` and `ct_imagenet64.py --teacher` take; the package's own
+has two million images behind it (src/mcmeqx/weights/README.md).
 """
 
 from dataclasses import dataclass, field

@@ -1,5 +1,7 @@
 """Operations counted by hand, layer by layer, and by XLA where nothing is scanned."""
 
+import dataclasses
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -16,7 +18,7 @@ from mcmeqx import (
     count_flops,
     matmul_peak,
 )
-from mcmeqx.nets import MLPConfig, unet32
+from mcmeqx.nets import MLPConfig, Stage, imagenet64_small, unet32
 from mcmeqx.nets._network import network_shapes
 
 A, B, W = (jnp.ones(s, jnp.float32) for s in ((5, 7), (7, 3), (3, 3, 4, 8)))
@@ -36,6 +38,12 @@ def scanned(a):
 
 
 SQUARE = jnp.ones((4, 4), jnp.float32)
+
+# The paper's network with four blocks in the middle, which are not scanned.
+UVIT = dataclasses.replace(
+    imagenet64_small,
+    stages=(*imagenet64_small.stages[:2], Stage("transformer", 1024, 4)),
+)
 
 
 @pytest.mark.parametrize(
@@ -130,16 +138,19 @@ def test_products_of_a_convolution_are_those_of_its_matrix(
 
 
 @pytest.mark.slow
-def test_passes_of_a_unet_cost_what_xla_counts(as_users_run):
+@pytest.mark.parametrize("config", [unet32, UVIT])
+def test_passes_of_a_network_cost_what_xla_counts(config, as_users_run):
     """A step is the network's passes; XLA counts elementwise work beside products."""
     arrays, static = eqx.partition(
-        network_shapes(unet32), lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct)
+        network_shapes(config), lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct)
     )
-    z = jax.ShapeDtypeStruct((2, 3, 32, 32), jnp.float32)
+    z = jax.ShapeDtypeStruct((2, 3, config.image_size, config.image_size), jnp.float32)
+    label = None if config.classes is None else jnp.asarray(0)
 
     def loss(arrays, z):
         network = eqx.combine(arrays, static)
-        return jnp.sum(jax.vmap(lambda z: network(z, jnp.float32(0.3)))(z) ** 2)
+        one = jax.vmap(lambda z: network(z, jnp.float32(0.3), label))
+        return jnp.sum(one(z) ** 2)
 
     for function in (loss, jax.grad(loss)):
         found = count_flops(function, arrays, z)

@@ -1,10 +1,10 @@
 """The programs that measure speed: what their rows say, and what makes a row void."""
 
+import dataclasses
 import importlib.util
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -104,15 +104,22 @@ def test_a_network_that_there_is_not_is_refused_before_another_is_timed(tmp_path
     assert not config.out.exists()
 
 
-def test_blocks_under_a_scan_have_no_count_of_bytes(tiny, monkeypatch):
-    deep = UViTConfig(8, (Stage("transformer", 4, 7),), head_width=4)
-    monkeypatch.setitem(_work._NETWORKS, "deep", deep)
-    job = SimpleNamespace(
-        program=SimpleNamespace(cost_analysis=lambda: {"bytes accessed": 10.0})
-    )
-    assert _roofline.traffic_bytes(job, "deep", "sample2") is None  # type: ignore[arg-type]
-    assert _roofline.traffic_bytes(job, "tiny", "sample2") == 20.0  # type: ignore[arg-type]
-    assert _roofline.traffic_bytes(job, "tiny", "cd") == 10.0  # type: ignore[arg-type]
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["teacher", "sample2"])
+def test_blocks_under_a_scan_move_what_unrolled_ones_do(name, monkeypatch):
+    stages = Stage("transformer", 8, 4), Stage("transformer", 16, 5)
+    config = UViTConfig(16, stages, classes=3, embedding=8, head_width=8)
+    job = _work.build(config, name, 2, "float32", real=False)
+    counted = job.program.cost_analysis()["bytes accessed"]
+    steps = 2 if name == "sample2" else 1
+    arguments = job, config, name, 2, "float32"
+    assert _roofline.traffic_bytes(*arguments) == steps * counted
+    # As if both stages were scanned: of two and three blocks of each.
+    monkeypatch.setattr(_roofline, "UNROLLED", 2)
+    found = _roofline.traffic_bytes(*arguments)
+    assert found == pytest.approx(steps * counted, rel=0.01)
+    remat = dataclasses.replace(config, remat=True)
+    assert _roofline.traffic_bytes(job, remat, *arguments[2:]) is None
 
 
 def test_rows_are_there_at_once_and_never_under_other_columns(tmp_path):
@@ -169,10 +176,20 @@ def test_contestants_are_asked_in_turn_and_the_first_rounds_left_out(
     assert {r["xla_flags"] for r in rows} == {"--some"}
     assert {(r["device"], r["batch_size"]) for r in rows} == {("cpu", "8")}
     said = capsys.readouterr().out.splitlines()
-    # (3 - 1) / 2 = 100% of the median: void. 2 of 4 seconds.
+    # (3 - 1) / 2 = 100% of our median: void for all. 2 of 4 seconds.
     assert "void" in said[0]
-    assert "mcmeqx takes 0.50 of it" in said[1]
-    assert "void" not in said[1]
+    assert "mcmeqx takes 0.50 of it  void" in said[1]
+    # 1 of 1 second, no spread.
+    assert "void" not in said[2]
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "void"),
+    [((9, 11), (18, 22), False), ((9, 13), (18, 22), True), ((9, 11), (18, 26), True)],
+)
+def test_a_wide_spread_of_either_makes_a_comparison_void(ours, theirs, void):
+    taken = {("cd", "mcmeqx"): [10, *ours], ("cd", "flax"): [20, *theirs]}
+    assert ("void" in versus.line("cd", "flax", taken)) == void
 
 
 def test_a_comparison_that_cannot_be_one_is_refused():

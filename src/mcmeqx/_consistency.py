@@ -78,9 +78,9 @@ class MultistepConsistencyLoss(AbstractLoss):
     """Scales g that the student learns, uniform, from a teacher that has a guidance;
     None for a student that takes none."""
     order: int = eqx.field(default=1, static=True)
-    """Of the target's error in the length of a teacher step, 1 in the paper. 2, for a
-    `DataTeacher`, asks the student two steps back as well, and takes a third of the
-    difference: as the backward differentiation formula BDF2 does."""
+    """Of the target as a formula for steps: over a length h it is off by h^(order+1).
+    1 in the paper. 2, for a `DataTeacher`, asks the student two steps back as well, and
+    adds a third of the difference: the backward differentiation formula BDF2."""
 
     def __check_init__(self):
         if self.order not in (1, 2):

@@ -6,7 +6,7 @@ extrapolated to its middle from this and the previous evaluation:
     x_middle = x_t + h / (2 h_before) (x_t - x_before)
 
 The first step, which has nothing before it, and the last, whose h is many times the one
-before it, are plain DDIM: the authors' `lower_order_final`.
+before it, are plain DDIM: the authors' `lower_order_final`, for any number of steps.
 """
 
 from typing import Any

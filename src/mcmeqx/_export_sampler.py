@@ -136,9 +136,10 @@ def load_sampler(path: Path | str) -> ExportedSampler:
 
     It runs on the default device if that is one of the platforms it was exported for.
     Row i depends on its noise, its label, `seed` and i alone, as that of `generate` on
-    `key(seed)`. Raises FileNotFoundError, or ValueError if the file is damaged or no
-    exported sampler; the sampler raises ValueError for noise of another shape and for
-    labels missing, not taken or of no class.
+    `key(seed)`. Raises FileNotFoundError, ValueError if the file is damaged or no
+    exported sampler, and ImportError without `pip install "mcmeqx[export]"`; the
+    sampler raises ValueError for noise of another shape and for labels missing, not
+    taken or of no class.
     """
     path = Path(path)
     if not path.is_file():

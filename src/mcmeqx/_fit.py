@@ -74,7 +74,7 @@ def fit(
     mesh: Mesh | None = None,
     patience: int = 5,
 ) -> TrainState:
-    """The state after `steps` steps in all, counted from the state's own.
+    """The state at step `steps`; those it has done already are among these.
 
     `batches` starts with the batch of step `state.step`; where there are several
     processes each gives its own share of the rows. `mesh` is that of `make_mesh()` by

@@ -13,8 +13,9 @@ def load(path: Path | str) -> Denoiser:
 
     `path` is a file of `save_model`, a `.safetensors` file of `export_weights`, a
     checkpoint's step folder, or the folder above, whose newest step is taken; of a
-    checkpoint the averaged model is read. Raises FileNotFoundError, or ValueError if
-    what is there is damaged, or holds no model that the library knows.
+    checkpoint the averaged model is read. Raises FileNotFoundError, ValueError if what
+    is there is damaged, or holds no model that the library knows, and ImportError for
+    exported weights without `pip install "mcmeqx[export]"`.
     """
     path = Path(path)
     if path.is_dir():

@@ -77,7 +77,7 @@ class _Block(eqx.Module):
 class EfficientNetLite0(AbstractFeatureNetwork):
     """Features of images by EfficientNet-Lite0: its last 1,280, or earlier ones.
 
-    The covariance of n samples has rank n - 1 at most. Below some 1,300 samples the
+    The covariance of n samples has rank n - 1 at most. Below some 2,000 samples the
     Frechet distance of the last layer rewards samples that are all alike; that of an
     early layer, of fewer numbers than there are samples, does not.
     """
@@ -111,7 +111,7 @@ class EfficientNetLite0(AbstractFeatureNetwork):
 
     @classmethod
     def for_samples(cls, samples: int) -> "EfficientNetLite0":
-        """The whole network, or the most blocks that give a feature for four samples.
+        """The whole network, or the most blocks with a feature for every four samples.
 
         Block 3, of 24 features, is the earliest; the whole takes 5,120 samples.
         """

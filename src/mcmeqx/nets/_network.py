@@ -93,9 +93,10 @@ def unheard_guidance(width: int) -> Float[Array, "width features"]:
 class Embedding(eqx.Module):
     """The conditioning vector: swish of a linear map of the noise level plus the class.
 
-    One layer here, since every block has a layer of its own behind it: with two the
-    large ImageNet networks would have more parameters than the paper counts. The map of
-    the guidance scale starts at zero, so that a network given one is unchanged by it.
+    One layer here, since every block has a layer of its own behind it: with two
+    `imagenet64_large` would be more than 1% above the paper's count of parameters. The
+    map of the guidance scale starts at zero, so that a network given one is unchanged
+    by it.
 
     A `Denoiser` of lower precision leaves it in float32: it is next to no work, and a
     student must tell noise levels that lie 1/1280 of the way apart.

@@ -25,7 +25,7 @@ from mcmeqx.nets._resample import pool, upsample
 
 @dataclass(frozen=True)
 class UNetConfig:
-    """What a U-Net is built from; `build` checks it and draws the parameters."""
+    """What a U-Net is built from, checked at once; `build` draws the parameters."""
 
     image_size: int
     """Side of the image, in pixels."""

@@ -22,7 +22,7 @@ from mcmeqx.nets._uvit_stages import Blocks, ResNets, Stage, Transformers
 
 @dataclass(frozen=True)
 class UViTConfig:
-    """What a UViT is built from; `build` checks it and draws the parameters."""
+    """What a UViT is built from, checked at once; `build` draws the parameters."""
 
     image_size: int
     """Side of the image, in pixels."""
