@@ -105,16 +105,16 @@ def test_a_network_that_there_is_not_is_refused_before_another_is_timed(tmp_path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["teacher", "sample2"])
-def test_blocks_under_a_scan_move_what_unrolled_ones_do(name, monkeypatch):
-    stages = Stage("transformer", 8, 4), Stage("transformer", 16, 5)
+@pytest.mark.parametrize(("name", "depths"), [("teacher", (1, 5)), ("sample2", (3, 4))])
+def test_blocks_under_a_scan_move_what_unrolled_ones_do(name, depths, monkeypatch):
+    stages = tuple(Stage("transformer", 8, depth) for depth in depths)
     config = UViTConfig(16, stages, classes=3, embedding=8, head_width=8)
     job = _work.build(config, name, 2, "float32", real=False)
     counted = job.program.cost_analysis()["bytes accessed"]
     steps = 2 if name == "sample2" else 1
     arguments = job, config, name, 2, "float32"
     assert _roofline.traffic_bytes(*arguments) == steps * counted
-    # As if both stages were scanned: of two and three blocks of each.
+    # As if what is deeper than two were scanned: of two and three blocks of each.
     monkeypatch.setattr(_roofline, "UNROLLED", 2)
     found = _roofline.traffic_bytes(*arguments)
     assert found == pytest.approx(steps * counted, rel=0.01)
