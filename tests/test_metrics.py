@@ -1,6 +1,3 @@
-import pickle
-from collections import OrderedDict
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -10,6 +7,7 @@ import scipy.linalg
 import skimage.data
 from jaxprs import equations
 from PIL import Image
+from torch_file import Named, tensor, write_torch_file
 
 from mcmeqx.metrics import (
     AbstractFeatureNetwork,
@@ -247,53 +245,6 @@ def test_noise_raises_the_distance(network):
     assert distances[0] < distances[1] < distances[2]
 
 
-class _Storage:
-    def __init__(self, key, count):
-        self.key, self.count = key, count
-
-
-class _Named:
-    """Pickles as a global of another module, which need not be installed."""
-
-    def __init__(self, module, name):
-        self.module, self.name = module, name
-
-
-class _Writer(pickle._Pickler):
-    def persistent_id(self, obj):
-        if isinstance(obj, _Storage):
-            named = _Named("torch", "FloatStorage")
-            return ("storage", named, obj.key, "cpu", obj.count, None)
-        return None
-
-    def save(self, obj, save_persistent_id=True):
-        if isinstance(obj, _Named):
-            self.write(f"c{obj.module}\n{obj.name}\n".encode())
-        elif isinstance(obj, tuple) and obj and isinstance(obj[0], _Named):
-            self.save(obj[0])
-            self.save(obj[1])
-            self.write(pickle.REDUCE)
-        else:
-            super().save(obj, save_persistent_id)
-
-
-def write_torch_file(path, state, numbers):
-    with path.open("wb") as file:
-        pickle.dump(0x1950A86A20F9469CFC6C, file, protocol=2)
-        pickle.dump(1001, file, protocol=2)
-        pickle.dump({}, file, protocol=2)
-        _Writer(file, protocol=2).dump(state)
-        pickle.dump(["7"], file, protocol=2)
-        file.write(np.int64(len(numbers)).tobytes())
-        file.write(np.asarray(numbers, np.float32).tobytes())
-
-
-def tensor(offset, shape, strides):
-    rebuild = _Named("torch._utils", "_rebuild_tensor_v2")
-    arguments = (_Storage("7", 8), offset, shape, strides, False, OrderedDict())
-    return (rebuild, arguments)
-
-
 def test_torch_file_honours_offset_and_strides(tmp_path):
     path = tmp_path / "weights.pth"
     state = {"a": tensor(2, (2, 3), (3, 1)), "b": tensor(0, (3, 2), (1, 3))}
@@ -305,7 +256,7 @@ def test_torch_file_honours_offset_and_strides(tmp_path):
 
 def test_hostile_truncated_and_foreign_files_are_refused(tmp_path):
     path = tmp_path / "weights.pth"
-    write_torch_file(path, {"a": (_Named("os", "mkdir"), (str(tmp_path / "x"),))}, [1])
+    write_torch_file(path, {"a": (Named("os", "mkdir"), (str(tmp_path / "x"),))}, [1])
     with pytest.raises(ValueError, match=r"os\.mkdir"):
         read_torch_file(path)
     assert not (tmp_path / "x").exists()

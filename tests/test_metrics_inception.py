@@ -1,5 +1,6 @@
 """FID's Inception against what torch made of the same random weights."""
 
+import hashlib
 import json
 
 import inception_reference
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.interpolate
+from torch_file import write_arrays
 
 from mcmeqx.metrics import Inception, features
 from mcmeqx.metrics._inception import as_pytorch_fid, as_tensorflow
@@ -17,12 +19,16 @@ RNG = np.random.default_rng(0)
 
 
 @pytest.mark.slow
-def test_features_and_logits_are_those_of_pytorch_fid():
+def test_features_and_logits_are_those_of_pytorch_fid(tmp_path):
     # written by inception_reference.py with torch
     with np.load(inception_reference.FILE) as stored:
         expected = {name: stored[name] for name in stored.files}
     tensors = inception_reference.weights(json.loads(str(expected["shapes"])))
-    network = Inception.from_tensors(tensors, "pytorch-fid", "random")
+    path = tmp_path / "weights.pth"
+    floats = {k: v for k, v in tensors.items() if v.dtype == np.float32}
+    write_arrays(path, floats)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    network = Inception.load(path, "pytorch-fid", sha256=digest)
     assert (network.dims, network.classes) == (2048, 1008)
     found = features(network, 2 * inception_reference.images() - 1, batch_size=2)
     np.testing.assert_allclose(found, expected["features"], atol=1e-4)
