@@ -15,7 +15,6 @@ convolutions as it is traced, loops as often as they run (`mcmeqx.count_flops`).
 
 import itertools
 import re
-import statistics
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +26,7 @@ import tyro
 from _device import cores, named
 from _recipes import at_least
 from _roofline import Limits, bandwidth, traffic_bytes
+from _rounds import median_and_spread
 from _tables import appended
 from _work import TRAINING, Job, build, config_of
 
@@ -110,14 +110,14 @@ def row(
     if config.compile_only:
         return columns
     found = seconds(job, config.rounds)
-    median = statistics.median(found)
+    median, spread = median_and_spread(found)
     # Beside the job itself, so that what slows one slows the other.
     limits = Limits(mc.matmul_peak(jnp.dtype(precision)), bandwidth())
     traffic = traffic_bytes(job, what, name, batch_size, precision)
     columns |= {
         "images_a_second": batch_size / median,
         "milliseconds": 1e3 * median,
-        "spread": (max(found) - min(found)) / median,
+        "spread": spread,
     }
     return columns | limits.of(job, traffic, median)
 

@@ -25,7 +25,6 @@ With `--accelerator` all run on JAX's and PyTorch's default GPU, PyTorch by
 
 import importlib.util
 import os
-import statistics
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +33,7 @@ from typing import Any
 import tyro
 from _recipes import at_least
 from _resident import Resident
+from _rounds import median_and_spread
 from _tables import appended, read_rows
 
 NEEDS = {
@@ -153,12 +153,6 @@ def line(job: str, name: str, taken: dict[Any, list[float]]) -> str:
         f"{job:8} {name:8} {median:8.3f} s, spread {spread:4.0%}, "
         f"mcmeqx takes {ours / median:.2f} of it{void}"
     )
-
-
-def median_and_spread(found: list[float]) -> tuple[float, float]:
-    """The median, and how far apart the slowest and the fastest lie, over it."""
-    median = statistics.median(found)
-    return median, (max(found) - min(found)) / median
 
 
 def main(config: Config) -> None:

@@ -18,9 +18,14 @@ class _Storage:
 
 
 class _Writer(pickle._Pickler):
+    def __init__(self, file, count):
+        super().__init__(file, protocol=2)
+        self.count = count
+
     def persistent_id(self, obj):
         if isinstance(obj, _Storage):
-            return ("storage", Named("torch", "FloatStorage"), obj.key, "cpu", 0, None)
+            named = Named("torch", "FloatStorage")
+            return ("storage", named, obj.key, "cpu", self.count, None)
         return None
 
     def save(self, obj, save_persistent_id=True):
@@ -40,7 +45,7 @@ def write_torch_file(path, state, numbers):
         pickle.dump(0x1950A86A20F9469CFC6C, file, protocol=2)
         pickle.dump(1001, file, protocol=2)
         pickle.dump({}, file, protocol=2)
-        _Writer(file, protocol=2).dump(state)
+        _Writer(file, len(numbers)).dump(state)
         pickle.dump([_Storage.key], file, protocol=2)
         file.write(np.int64(len(numbers)).tobytes())
         file.write(np.asarray(numbers, np.float32).tobytes())
