@@ -35,7 +35,9 @@ def chunked_features(
             path = folder / f"features_{start:08d}_{end:08d}.npy"
             if not path.exists():
                 images = make(start, end - start) if images is None else images
-                rows = features(network, images, batch_size=batch_size)
+                # Batches are filled up: larger ones would be mostly filling.
+                size = min(batch_size, CHUNK)
+                rows = features(network, images, batch_size=size)
                 with whole(path) as part, part.open("wb") as file:
                     np.save(file, rows)
             parts.append(np.load(path))

@@ -15,7 +15,7 @@ import wadler_lindig
 from _chunks import CHUNK, as_bytes, chunked_features
 from _measured_data import Data, digest, scaled
 from _recipes import at_least, whole
-from _scores import scores
+from _scores import code_digest, scores
 
 import mcmeqx as mc
 
@@ -133,8 +133,13 @@ def _measured(
     batch_size: int,
 ) -> list[dict[str, Any]]:
     every = [about | _said(data) for data in against]
-    names = [hashlib.sha256(json.dumps(own).encode()).hexdigest()[:16] for own in every]
-    paths = [folder / name / "result.json" for name in names]
+    texts = [json.dumps(own) for own in every]
+    # What former code of the metrics gave counts no more; features do.
+    ids = [_short(text + code_digest()) for text in texts]
+    paths = [
+        folder / _short(text) / f"result_{own}.json"
+        for text, own in zip(texts, ids, strict=True)
+    ]
     if not all(path.exists() for path in paths):
         features = chunked_features(
             make,
@@ -143,11 +148,15 @@ def _measured(
             batch_size=batch_size,
             describe="samples and their features",
         )
-        for path, own, data, rows in zip(paths, every, against, features, strict=True):
-            result = {"id": path.parent.name} | own | scores(rows, data)
-            with whole(path) as part:
+        for i, rows in enumerate(features):
+            result = {"id": ids[i]} | every[i] | scores(rows, against[i])
+            with whole(paths[i]) as part:
                 part.write_text(json.dumps(result, indent=1) + "\n")
     return [json.loads(path.read_text()) for path in paths]
+
+
+def _short(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _said(data: Data) -> dict[str, Any]:

@@ -84,14 +84,17 @@ def from_images(
     about = mc.metrics.reference(
         both, network, name=images.name, sha256=sha256, shape=images.shape
     )
-    with whole(folder / "reference.npz") as part, part.open("wb") as file:
-        mc.metrics.save_reference(file, about)
+    path = folder / "reference.npz"
+    if not path.exists():
+        with whole(path) as part, part.open("wb") as file:
+            mc.metrics.save_reference(file, about)
     return Data(network, about, kept, rest)
 
 
 def _moments(images, rows, network, folder: Path, batch_size: int) -> Moments:
     """The moments of the images in `rows`, of which finished parts are on disk."""
     path, done, moments = folder / "rest.npz", 0, None
+    size = min(batch_size, _ROWS)
     if path.exists():
         with np.load(path) as stored:
             done = int(stored["count"])
@@ -99,7 +102,7 @@ def _moments(images, rows, network, folder: Path, batch_size: int) -> Moments:
     starts = range(done, len(rows), _ROWS)
     for start in tqdm(starts, desc=f"moments of {images.name}", leave=False):
         x = scaled(images.pixels[rows[start : start + _ROWS]])
-        own = Moments.of(mc.metrics.features(network, x, batch_size=batch_size))
+        own = Moments.of(mc.metrics.features(network, x, batch_size=size))
         moments = own if moments is None else moments.merge(own)
         with whole(path) as part, part.open("wb") as file:
             np.savez(
@@ -127,7 +130,7 @@ def from_statistics(
     """
     reference = mc.metrics.read_reference(path)
     reference.check(network, shape)
-    if path.suffix != ".npz" or "(ADM)" not in reference.name:
+    if reference.shape is None or not _has_images(path):
         return Data(network, reference)
     pixels = mc.data.npz_images(path)
     order = np.random.default_rng(0).permutation(len(pixels))[:KEPT]
@@ -141,6 +144,11 @@ def from_statistics(
         describe=f"features of {path.name}",
     )
     return Data(network, reference, kept)
+
+
+def _has_images(path: Path) -> bool:
+    with np.load(path) as stored:
+        return "arr_0" in stored.files
 
 
 def scaled(pixels: np.ndarray) -> np.ndarray:

@@ -33,16 +33,21 @@ COLUMNS: tuple[str, ...] = (
 
 
 def add_row(
-    table: Path, row: dict[str, Any], columns: tuple[str, ...] = COLUMNS
+    table: Path,
+    row: dict[str, Any],
+    columns: tuple[str, ...] = COLUMNS,
+    key: tuple[str, ...] = ("id",),
 ) -> bool:
-    """Adds the row unless one of its `id` is there; whether it did.
+    """Adds the row unless one that is the same in the columns `key` is there.
+
+    Gives whether it did.
 
     Several programs may add to one table. Raises ValueError for one with other columns.
     """
     table.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(table.with_name(f".{table.name}.lock")):
         rows = read_rows(table, columns)
-        if any(other["id"] == row["id"] for other in rows):
+        if any(all(other[k] == str(row[k]) for k in key) for other in rows):
             return False
         with whole(table) as part, part.open("w", newline="") as file:
             writer = csv.DictWriter(file, columns, extrasaction="ignore")
@@ -51,11 +56,15 @@ def add_row(
     return True
 
 
-def write_card(path: Path, rows: list[dict[str, Any]], **about: Any) -> dict[str, Any]:
+def write_card(
+    path: Path, rows: list[dict[str, Any]], *, shared: float = 0.0, **about: Any
+) -> dict[str, Any]:
     """The card of one evaluation's seeds, written whole; returns its summary.
 
     That is the mean of each metric and, where seeds differ in it, its 95% interval by
-    Student's t: of the mean, over sampling seeds alone.
+    Student's t: of the mean, over sampling seeds alone. Where each seed chooses n of
+    the same N images, `shared` is n / (N - n): choices overlap, and differ by less than
+    they err.
     """
     summary = {}
     for metric in METRICS:
@@ -64,7 +73,8 @@ def write_card(path: Path, rows: list[dict[str, Any]], **about: Any) -> dict[str
             summary[metric] = {"mean": float(np.mean(values))}
         if len(values) > 1 and np.ptp(values) > 0:
             t = float(stdtrit(len(values) - 1, 0.975))
-            half = t * float(np.std(values, ddof=1)) / math.sqrt(len(values))
+            variance = float(np.var(values, ddof=1)) * (1.0 / len(values) + shared)
+            half = t * math.sqrt(variance)
             mean = summary[metric]["mean"]
             summary[metric]["interval"] = [mean - half, mean + half]
     card = about | {"seeds": [row["seed"] for row in rows], "summary": summary}

@@ -1,5 +1,7 @@
 """All that is said of a set of features beside those of the data."""
 
+import hashlib
+import inspect
 from typing import Any
 
 import jax.numpy as jnp
@@ -58,6 +60,16 @@ def scores(rows: np.ndarray, data: Data) -> dict[str, Any]:
             "inception_deviation": score.deviation,
         }
     return found if data.kept is None else found | _beside(rows, data.kept, data)
+
+
+def code_digest() -> str:
+    """SHA-256 of the code that gives the metrics."""
+    of = Moments, inception_score, kernel_distance, precision_recall, scores
+    found = hashlib.sha256()
+    for module in map(inspect.getmodule, of):
+        assert module is not None
+        found.update(inspect.getsource(module).encode())
+    return found.hexdigest()
 
 
 def _beside(rows: np.ndarray, kept: np.ndarray, data: Data) -> dict[str, Any]:

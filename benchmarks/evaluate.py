@@ -100,6 +100,8 @@ def main(config: Config) -> Path:
     )
     at_least(2, samples=config.samples)
     at_least(0, **{f"seeds[{i}]": seed for i, seed in enumerate(config.seeds)})
+    if len(set(config.seeds)) < len(config.seeds):
+        raise ValueError(f"seeds are {config.seeds}: give each once")
     table = config.table or config.out / "evaluations.csv"
     read_rows(table, COLUMNS)
     source = config.checkpoint or config.images
@@ -110,6 +112,7 @@ def main(config: Config) -> Path:
         images = DATA[config.data](config.data_path)
     # What is measured comes first: features of the data may take hours.
     options: dict[str, Any] = {"name": source.name, "guidance": ""}
+    shared = 0.0
     if config.checkpoint is not None:
         options |= {"steps": config.steps, "sampler": config.sampler}
         options |= {} if config.guidance is None else {"guidance": config.guidance}
@@ -118,6 +121,7 @@ def main(config: Config) -> Path:
     else:
         pixels = read_pixels(source)
         measured = _of_images(config, pixels, images)
+        shared = config.samples / max(len(pixels) - config.samples, 1)
         shape = (pixels.shape[3], *pixels.shape[1:3])
     folder, size = config.out / "features", config.batch_size
     if config.statistics is not None:
@@ -136,17 +140,19 @@ def main(config: Config) -> Path:
         add_row(table, rows[-1])
         numbers = (f"{k} {result[k]:.6g}" for k in ("frechet", "floor") if k in result)
         print(f"seed {result['seed']}: {', '.join(numbers)}", flush=True)
-    card = _card(config.out, source, rows)
+    card = _card(config.out, source, rows, shared)
     print(f"table: {table}\ncard:  {card}")
     return table
 
 
-def _card(folder: Path, source: Path, rows: list[dict[str, Any]]) -> Path:
+def _card(
+    folder: Path, source: Path, rows: list[dict[str, Any]], shared: float
+) -> Path:
     ids = "".join(row["id"] for row in rows)
     named = rows[0]["id"] if len(rows) == 1 else sha256(ids.encode()).hexdigest()[:16]
     card = folder / f"{file_name(source.stem)}_{named}.json"
     versions = {name: version(name) for name in ("mcmeqx", "jax", "numpy")}
-    summary = write_card(card, rows, versions=versions)
+    summary = write_card(card, rows, shared=shared, versions=versions)
     for metric, value in summary.items():
         interval = value.get("interval")
         around = "" if interval is None else f" [{interval[0]:.6g}, {interval[1]:.6g}]"

@@ -13,7 +13,6 @@ features. Writes `<out>/solver_error_<problem>.csv` and a plot beside it. A fini
 is kept: the same command goes on where it stopped.
 """
 
-import csv
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ import numpy as np
 import tyro
 from _methods import runs
 from _problems import Problem, mixture, teacher
+from _results import add_row
 from _runs import at_least, whole
 from _tables import read_rows
 from matplotlib.figure import Figure
@@ -126,12 +126,8 @@ def main(config: Config) -> Path:
         print(
             f"{method:28} {evaluations:7.1f} evaluations {row['rms_error']}", flush=True
         )
-        done.append(row)
-        with whole(table) as part, part.open("w", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS)
-            writer.writeheader()
-            writer.writerows(done)
-    plot(done, table.with_suffix(".png"))
+        add_row(table, row, COLUMNS, ("method", "evaluations"))
+    plot(read_rows(table, COLUMNS), table.with_suffix(".png"))
     return table
 
 

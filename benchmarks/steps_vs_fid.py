@@ -128,7 +128,7 @@ def main(config: Config) -> Path:
             )
             distances = early["frechet"], early.get("floor", "")
             row = result | about | dict(zip(EARLY, distances, strict=True))
-            add_row(table, row | {"seed": seed}, COLUMNS)
+            add_row(table, row | {"seed": seed}, COLUMNS, (*KEY, "seed"))
             numbers = f"{result['frechet']:10.1f}{early['frechet']:10.3f}"
             print(f"{cell.name:32}{numbers}", flush=True)
     ours = {_key(_about(cell, images, reference, config)) for cell in every}

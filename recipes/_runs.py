@@ -3,8 +3,8 @@
 import contextlib
 import json
 import math
-import os
 import re
+import secrets
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -101,10 +101,10 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def whole(path: Path) -> Iterator[Path]:
     """A path to write to, which becomes `path` if nothing fails meanwhile.
 
-    It is this process's own: of two that write the same, the last one counts.
+    It is this call's own: of two that write the same, the last one counts.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{_PART}{os.getpid()}_{path.name}")
+    part = path.with_name(f"{_PART}{secrets.token_hex(8)}_{path.name}")
     try:
         yield part
         part.replace(path)

@@ -274,6 +274,24 @@ def test_a_card_has_students_interval_of_any_number_of_seeds(tmp_path, seeds, t)
     assert summary["mean"] - summary["interval"][0] == pytest.approx(half, rel=3e-4)
 
 
+@pytest.mark.parametrize("taken", [50, 180])
+def test_an_interval_of_choices_from_the_same_images_covers_what_it_should(
+    tmp_path, taken
+):
+    rng = np.random.default_rng(1)
+    covered, count = 0, 300
+    for _ in range(count):
+        every = rng.normal(size=200)
+        values = [rng.permutation(every)[:taken].mean() for _ in range(3)]
+        rows = [{"seed": i, "frechet": v} for i, v in enumerate(values)]
+        shared = taken / (200 - taken)
+        summary = write_card(tmp_path / "card.json", rows, shared=shared)["frechet"]
+        low, high = summary["interval"]
+        covered += low < 0.0 < high
+    # Four standard deviations of a binomial of 95%.
+    assert abs(covered / count - 0.95) < 4 * np.sqrt(0.95 * 0.05 / count)
+
+
 def test_no_row_is_lost_where_several_add_to_one_table(tmp_path):
     table = tmp_path / "new" / "t.csv"
     with ThreadPoolExecutor(4) as pool:
@@ -281,6 +299,49 @@ def test_no_row_is_lost_where_several_add_to_one_table(tmp_path):
         added = list(pool.map(lambda row: add_row(table, row), [*rows, *rows]))
     assert sum(added) == 40
     assert {row["id"] for row in read_rows(table, COLUMNS)} == set(map(str, range(40)))
+
+
+def test_what_former_code_of_the_metrics_gave_counts_no_more(
+    tiny, images, tmp_path, monkeypatch
+):
+    data = from_images(images, Corners(), tmp_path)
+
+    def measured():
+        return _evaluation.evaluate_images(
+            pixels(30, seed=1), samples=20, seed=0, data=data, folder=tmp_path
+        )
+
+    with monkeypatch.context() as former:
+        former.setattr(_evaluation, "code_digest", lambda: "former")
+        former.setattr(_evaluation, "scores", lambda rows, data: {"frechet": -1.0})
+        assert measured()["frechet"] == measured()["frechet"] == -1.0
+    monkeypatch.setattr(_chunks, "features", lambda *_, **__: pytest.fail("again"))
+    monkeypatch.setattr(_evaluation, "scaled", lambda x: pytest.fail("again"))
+    assert measured()["frechet"] > 0.0
+    assert len(list(tmp_path.glob("*/result_*.json"))) == 2
+
+
+def test_batches_are_no_larger_than_what_there_is(tiny, images, tmp_path, monkeypatch):
+    sizes, real = [], mc.metrics.features
+
+    def seen(network, x, *, batch_size):
+        sizes.append(batch_size)
+        return real(network, x, batch_size=batch_size)
+
+    monkeypatch.setattr(_chunks, "features", seen)
+    monkeypatch.setattr(_measured_data.mc.metrics, "features", seen)
+    from_images(images, Corners(), tmp_path, batch_size=1000)
+    # Chunks of 16 for those that are kept, of 20 for the others.
+    assert sizes == [16] * 3 + [20] * 3
+
+
+def test_features_that_are_there_serve_who_may_only_read(tiny, images, tmp_path):
+    made = from_images(images, Corners(), tmp_path)
+    (kept,) = tmp_path.rglob("reference.npz")
+    before = kept.stat()
+    again = from_images(images, Corners(), tmp_path)
+    assert kept.stat().st_mtime_ns == before.st_mtime_ns
+    np.testing.assert_array_equal(again.kept, made.kept)
 
 
 def test_images_of_any_program_are_measured(tiny, images, tmp_path):
@@ -330,6 +391,9 @@ def test_statistics_stand_in_for_data_and_adms_images_for_its_features(
     inception = "FID Inception 2015-12-05, 2048-d"
     resize = "bilinear to 299, corners, as TensorFlow's graph"
     network = Corners(inception, resize)
+    for name in ("samples (ADM).npz", "stripped.npz"):
+        np.savez(name, **{k: v for k, v in law.items() if k != "arr_0"})
+        assert from_statistics(Path(name), network, tmp_path).kept is None
     found = from_statistics(Path("adm.npz"), network, tmp_path)
     np.testing.assert_allclose(found.kept.mean(0), rows.mean(0), atol=1e-6)
     with pytest.raises(ValueError, match="choose the same network"):
@@ -379,6 +443,7 @@ def test_inputs_are_looked_at_before_the_data(tiny, model, monkeypatch):
         ({"checkpoint": model, "steps": 0}, ValueError, "steps is 1 or more"),
         ({"checkpoint": model, "samples": 1}, ValueError, "samples is 2 or more"),
         ({"checkpoint": model, "seeds": ()}, ValueError, "seeds is 1 or more"),
+        ({"checkpoint": model, "seeds": (3, 3)}, ValueError, r"\(3, 3\): give each"),
         ({"images": Path("few.npz"), "guidance": 1.0}, ValueError, "guidance is for a"),
         (
             {"images": Path("few.npz"), "samples": 5, "seeds": (0, 1)},
@@ -505,7 +570,7 @@ def test_a_killed_process_goes_on_with_the_same_result(tmp_path):
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    assert not list(killed.glob("samples/*/result.json"))
+    assert not list(killed.glob("samples/*/result_*.json"))
     shutil.copytree(killed / "features", whole / "features")
     for out in (killed, whole):
         process = launch(out)

@@ -53,7 +53,9 @@ def files(folder):
     return {
         "EDM": npz(folder / "edm.npz", mu=MU, sigma=SIGMA),
         "ADM": npz(folder / "adm.npz", arr_0=images, mu=MU, sigma=SIGMA, **spatial),
-        "EDM2": pkl(folder / "edm2.pkl", {"fid": fid, "fd_dinov2": fid}),
+        "EDM2": pkl(
+            folder / "edm2.pkl", {"num_images": 7, "fid": fid, "fd_dinov2": fid}
+        ),
     }
 
 
@@ -65,7 +67,8 @@ def test_statistics_of_others_are_read_and_named_with_their_hash(tmp_path):
         assert found.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
         np.testing.assert_array_equal(found.law.mean, MU)
         np.testing.assert_array_equal(found.law.covariance(), SIGMA)
-        assert found.count is None
+        # EDM2's calculate_metrics.py writes `num_images` beside each metric's.
+        assert found.count == (7 if kind == "EDM2" else None)
         assert found.network == (None if kind == "EDM" else INCEPTION)
         shifted = Moments.of(ROWS + 2.0)
         distance = frechet_distance(shifted, found.law)

@@ -154,6 +154,25 @@ def test_a_teacher_that_lies_in_a_file_is_not_trained(tmp_path):
 
 
 @pytest.mark.slow
+def test_rows_of_another_plan_are_added_where_the_samples_are_the_same(
+    tiny, monkeypatch
+):
+    images = _table_data.fashion_mnist(None)
+    mc.save_model(images.teacher, new_denoiser(images.preset, jax.random.key(3)))
+    config = dataclasses.replace(tiny, only=("DDIM 1",), seeds=1)
+    steps_vs_fid.main(config)
+    # The teacher's file does not depend on it, its rows' plan does.
+    preset = dataclasses.replace(images.preset, batch_size=8)
+    other = dataclasses.replace(images, preset=preset)
+    monkeypatch.setattr(_table_data, "fashion_mnist", lambda folder: other)
+    table = steps_vs_fid.main(config)
+    assert steps_vs_fid.main(config) == table
+    with table.open(newline="") as file:
+        first, second = csv.DictReader(file)
+    assert {k for k in first if first[k] != second[k]} == {"plan", "batch_size"}
+
+
+@pytest.mark.slow
 def test_the_sheet_has_a_row_for_each_trained_student(tiny, monkeypatch):
     drawn = {}
     monkeypatch.setattr(

@@ -110,11 +110,13 @@ def read_reference(path: Path | str) -> Reference:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         file.seek(0)
         if path.suffix == ".pkl":
-            found = unpickle(file, str(path)).get("fid")
+            every = unpickle(file, str(path))
+            found, count = every.get("fid"), every.get("num_images")
             if type(found) is not dict or not {"mu", "sigma"} <= found.keys():
                 raise ValueError(f"{path} holds no mu and sigma of `fid`")
             made_by = ("EDM2", _INCEPTION, _TENSORFLOW)
-            return _foreign(path, sha256, found["mu"], found["sigma"], *made_by)
+            read = _foreign(path, sha256, found["mu"], found["sigma"], *made_by)
+            return replace(read, count=count if type(count) is int else None)
         npz = Npz(file, str(path))
         mean, sigma = (_numbers(npz, name, path) for name in ("mu", "sigma"))
         if "about" in npz.names:
