@@ -1,6 +1,8 @@
 """A capsule: the batch and step that a run died of, and a look into it."""
 
+import zipfile
 from pathlib import Path
+from typing import NamedTuple
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -12,34 +14,51 @@ import mcmeqx as mc
 _NONE = np.zeros(0, np.int32)
 
 
-def save_capsule(path: Path, error: mc.NonFiniteLossError) -> None:
-    """Write the batch and the step of `error`; the checkpoint beside it is the state.
+class Capsule(NamedTuple):
+    """What a capsule holds, and where it lies."""
+
+    path: Path
+    stage: str
+    batch: mc.Example
+    step: int
+
+
+def save_capsule(path: Path, stage: str, error: mc.NonFiniteLossError) -> None:
+    """Write the batch and step of `error`; the checkpoint of `stage` is the state.
 
     Where there are several processes it holds the rows of this one.
     """
     batch = mc.local_rows(error.batch)
     label = _NONE if batch.label is None else batch.label
     with whole(path) as part, part.open("wb") as file:
-        np.savez(file, x=batch.x, label=label, step=error.step)
+        np.savez(file, x=batch.x, label=label, step=error.step, stage=stage)
 
 
-def replay(path: Path, learner: mc.Learner, state: mc.TrainState) -> str:
+def read_capsule(path: Path) -> Capsule:
+    """The capsule in a file; ValueError if there is none."""
+    try:
+        # Opened here, since np.load leaves a file that is no whole zip open.
+        with path.open("rb") as file, np.load(file) as stored:
+            x, label = stored["x"], stored["label"]
+            stage, step = str(stored["stage"]), int(stored["step"])
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is no capsule of a stopped run: {error}") from error
+    batch = mc.Example(jnp.asarray(x), jnp.asarray(label) if label.size else None)
+    return Capsule(path, stage, batch, step)
+
+
+def replay(capsule: Capsule, learner: mc.Learner, state: mc.TrainState) -> str:
     """A table of each example's loss and gradient norm in the step of the capsule.
 
     `state` is the run's newest checkpoint: no step since that of the capsule has
-    changed a parameter. Raises ValueError if the file is no capsule or of later steps.
+    changed a parameter. Raises ValueError if the capsule is of later steps.
     """
-    try:
-        with np.load(path) as stored:
-            x, label, step = stored["x"], stored["label"], int(stored["step"])
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"{path} is no capsule of a stopped run: {error}") from error
+    _, _, batch, step = capsule
     if step > int(state.step):
         raise ValueError(
-            f"{path} is of step {step}, the newest checkpoint of step "
+            f"{capsule.path} is of step {step}, the newest checkpoint of step "
             f"{int(state.step)}: give the run folder that the capsule lies in"
         )
-    batch = mc.Example(jnp.asarray(x), jnp.asarray(label) if label.size else None)
     before = eqx.tree_at(lambda s: s.step, state, jnp.asarray(step - 1, jnp.int32))
     losses, norms = learner.examine(before, batch)
     lines = [f"step {step}: loss and gradient norm of each example"]

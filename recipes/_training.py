@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import optax
-from _capsule import replay, save_capsule
+from _capsule import Capsule, read_capsule, replay, save_capsule
 from _grids import Grids
 from _machine import first, meet
 from _runs import alone, at_least, positive
@@ -95,18 +95,36 @@ def train(
 
     Writes `<name>.eqx`, checkpoints in `<name>/`, metrics in `<name>.jsonl` and, some
     ten times, DDIM samples at the times `grid` (and the scale `guidance`, if the model
-    takes one) in `<name>_samples/`.
+    takes one) in `<name>_samples/`. Raises ValueError for a capsule of a stage that is
+    finished, or not yet begun.
     """
     done, log = run / f"{name}.eqx", run / f"{name}.jsonl"
+    capsule = None if plan.replay is None else read_capsule(plan.replay)
+    if capsule and done.exists() == (capsule.stage == name):
+        state = "finished" if done.exists() else "not finished"
+        raise ValueError(
+            f"{capsule.path} is of the stage {capsule.stage}, and {name} is {state}: "
+            "give the command and the run folder that it was left by"
+        )
     if not done.exists():
         with alone(run / f"{name}.lock"):
-            _fit(done, loss, model, images, plan, grid, guidance, key)
+            _fit(done, loss, model, images, plan, grid, guidance, key, capsule)
     records = mc.read_metrics(log)
     seconds = records[-1]["seconds"] if records else None
     return Trained(mc.load_model(done, model), "this run", plan.iterations, seconds)
 
 
-def _fit(done: Path, loss, model, images, plan: Plan, grid, guidance, key) -> None:
+def _fit(
+    done: Path,
+    loss,
+    model,
+    images,
+    plan: Plan,
+    grid,
+    guidance,
+    key,
+    capsule: Capsule | None,
+) -> None:
     """From the latest checkpoint to the end, and the average into `done`."""
     name, run = done.stem, done.parent
     every = min(1000, plan.iterations, max(_APART, plan.iterations // 10))
@@ -114,8 +132,8 @@ def _fit(done: Path, loss, model, images, plan: Plan, grid, guidance, key) -> No
     learner = plan.learner(loss)
     state = learner.init(model, key=key)
     state = checkpoints.restore(mc.place(state, plan.mesh))
-    if plan.replay is not None:
-        raise SystemExit(replay(plan.replay, learner, state))
+    if capsule is not None:
+        raise SystemExit(replay(capsule, learner, state))
     begun = int(state.step)
     pictures = Grids(
         run / f"{name}_samples",
@@ -141,7 +159,7 @@ def _fit(done: Path, loss, model, images, plan: Plan, grid, guidance, key) -> No
             mesh=plan.mesh,
         )
     except mc.Stopped as stopped:
-        raise _last_words(stopped, checkpoints, run / f"{name}_capsule.npz") from None
+        raise _last_words(stopped, checkpoints, done) from None
     finally:
         checkpoints.wait()
         for writer in board:
@@ -181,14 +199,15 @@ def _board(name: str, run: Path, plan: Plan, begun: int) -> list[mc.TensorBoard]
 
 
 def _last_words(
-    stopped: mc.Stopped, checkpoints: mc.Checkpoints, capsule: Path
+    stopped: mc.Stopped, checkpoints: mc.Checkpoints, done: Path
 ) -> SystemExit:
     """Save what a stopped run had reached; the exit that says how to go on."""
     checkpoints.save(stopped.state)
     command = shlex.join(["python", *sys.argv])
     if isinstance(stopped, mc.NonFiniteLossError):
+        capsule = done.with_name(f"{done.stem}_capsule.npz")
         if first():
-            save_capsule(capsule, stopped)
+            save_capsule(capsule, done.stem, stopped)
         print(
             f"\n{stopped}. Look into it with:\n\n    {command} --replay {capsule}\n",
             file=sys.stderr,

@@ -1,4 +1,5 @@
 from itertools import count
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -76,6 +77,19 @@ def test_a_cache_that_cannot_be_kept_is_reported(tmp_path):
     with pytest.warns(RuntimeWarning, match="no cache kept"):
         arrays = cached(tmp_path / "file" / "cache.npz", "key", noise)
     np.testing.assert_array_equal(arrays["noise"], noise()["noise"])
+
+
+def test_a_cache_that_may_not_be_read_is_reported(tmp_path, monkeypatch):
+    path = tmp_path / "cache.npz"
+    cached(path, "a", noise)
+
+    def refuse(*arguments, **options):
+        raise PermissionError("not yours")
+
+    monkeypatch.setattr(Path, "exists", refuse)
+    with pytest.warns(RuntimeWarning, match="no cache read: not yours"):
+        found = cached(path, "a", noise)
+    np.testing.assert_array_equal(found["noise"], noise()["noise"])
 
 
 def test_the_cache_folder_is_the_users(monkeypatch, tmp_path):

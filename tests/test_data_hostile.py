@@ -181,6 +181,14 @@ def test_a_shape_in_a_pickle_allocates_nothing():
     assert fields["data"].size == 0
 
 
+def test_a_number_in_a_pickle_allocates_nothing():
+    # An empty dict, kept for later under that number: LONG_BINPUT.
+    pickled = b"}r" + (2**26).to_bytes(4, "little") + b"."
+    assert pickle.loads(pickled) == {}
+    with little_memory():
+        assert unpickle(io.BytesIO(pickled), "file") == {}
+
+
 def test_nested_labels_do_not_multiply(tmp_path):
     labels: list = [1, 2]
     for _ in range(60):
@@ -209,6 +217,7 @@ def test_an_npz_bomb_is_not_unpacked(tmp_path):
         "(2, 192)": "not as long as its header",
         f"({size // 192}, 192)": "rows, not 1 to 200000",
         f"(2, {size // 2})": "expected uint8",
+        "(-1, 192)": r"data has shape \(-1, 192\)",
     }
     for shape, message in bombs.items():
         content = npz_with_header(shape, size)

@@ -153,6 +153,15 @@ def test_edms_zip_is_read_itself_or_in_its_folder(folder, cache):
         imagenet64(folder, cache=cache)
 
 
+def test_pictures_beside_a_zip_are_neither_taken_nor_hidden(folder, cache):
+    write_folder(folder)
+    write_zip(folder / "edm.zip")
+    with pytest.raises(ValueError, match=r"pictures, and edm\.zip: move one"):
+        imagenet64(folder, cache=cache)
+    assert not cache.exists()
+    assert len(imagenet64(folder / "edm.zip", cache=cache)) == 2
+
+
 def test_another_side_is_another_set(folder, cache):
     write_folder(folder)
     assert imagenet(folder, 128, cache=cache).shape == (3, 128, 128)

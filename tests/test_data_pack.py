@@ -217,6 +217,38 @@ def test_no_set_is_packed_without_room_or_images(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+class Named(AbstractSource):
+    name, shape = "named", (3, 2, 2)
+
+    def __init__(self, *classes):
+        self.classes = classes
+
+    def __len__(self):
+        return 1
+
+    def raw(self, i):
+        return np.zeros((2, 2, 3), np.uint8), 0
+
+
+@pytest.mark.parametrize("classes", [("a", "a"), (0, 1)])
+def test_classes_that_could_not_be_read_back_are_not_written(tmp_path, classes):
+    path = tmp_path / "new.images"
+    with pytest.raises(ValueError, match=r"named has classes .* own text"):
+        save_packed(Named(*classes), path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_label_that_is_none_names_the_damaged_file(tmp_path):
+    path = tmp_path / "new.images"
+    save_packed(random_images(), path)
+    data = bytearray(path.read_bytes())
+    data[-1] = 64
+    path.write_bytes(data)
+    for read in (packed, check_packed):
+        with pytest.raises(ValueError, match=r"new\.images is damaged \(labels\[6\]"):
+            read(path)
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="absent"):
         packed(tmp_path / "absent.images")

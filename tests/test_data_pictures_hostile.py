@@ -1,7 +1,9 @@
 """Pictures that are damaged or made to do harm, and how large ones are shrunk."""
 
 import io
+import os
 import struct
+import tracemalloc
 import warnings
 import zipfile
 import zlib
@@ -59,15 +61,18 @@ def test_a_zip_with_a_name_twice_is_refused(tmp_path):
         Pictures(path)
 
 
-def png(width: int, height: int, rows: bytes) -> bytes:
-    """A grey PNG by the format's specification, of which `rows` is the image data."""
+def png(
+    width: int, height: int, rows: bytes, *, bits: int = 8, clear: bytes = b""
+) -> bytes:
+    """A grey PNG by the format's specification: image data, bits, transparent grey."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         checksum = zlib.crc32(kind + data)
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", checksum)
 
-    start = struct.pack(">2I5B", width, height, 8, 0, 0, 0, 0)
-    parts = chunk(b"IHDR", start) + chunk(b"IDAT", zlib.compress(rows, 1))
+    start = struct.pack(">2I5B", width, height, bits, 0, 0, 0, 0)
+    parts = chunk(b"IHDR", start) + (chunk(b"tRNS", clear) if clear else b"")
+    parts += chunk(b"IDAT", zlib.compress(rows, 1))
     return b"\x89PNG\r\n\x1a\n" + parts + chunk(b"IEND", b"")
 
 
@@ -92,7 +97,7 @@ def test_large_files_are_refused_before_they_are_read(tmp_path, monkeypatch):
     size = 2**26 + 1
     with zipfile.ZipFile(tmp_path / "set.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("a.png", bytes(size), compresslevel=1)
-    monkeypatch.setattr(zipfile.ZipFile, "read", lambda *_: pytest.fail("unpacked"))
+    monkeypatch.setattr(zipfile.ZipFile, "open", lambda *_: pytest.fail("unpacked"))
     with pytest.raises(ValueError, match=f"a.png in .* has {size} bytes"):
         Pictures(tmp_path / "set.zip")
     folder = tmp_path / "folder"
@@ -101,6 +106,39 @@ def test_large_files_are_refused_before_they_are_read(tmp_path, monkeypatch):
     short = store_module.Folder(folder)
     with pytest.raises(ValueError, match=r"a\.png in .* has more than 99 bytes"):
         short.read("a.png", most=99)
+
+
+def test_a_zip_that_says_too_little_is_not_unpacked(tmp_path):
+    path, size, said = tmp_path / "set.zip", 2**26, 1000
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.png", bytes(size), compresslevel=1)
+    data, fields = path.read_bytes(), struct.Struct("<I")
+    path.write_bytes(data.replace(fields.pack(size), fields.pack(said)))
+    store = store_module.Zip(path)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match=r"a\.png in .* is damaged"):
+            store.read("a.png")
+        assert tracemalloc.get_traced_memory()[1] < 2e6
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_folder_that_cannot_be_read_is_no_class_less(tmp_path, monkeypatch):
+    for name in ("a", "b", "c"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "1.png").write_bytes(noise(4, 4))
+    real = os.scandir
+
+    def scandir(path):
+        if str(path).endswith("b"):
+            raise PermissionError(f"{path} is not yours")
+        return real(path)
+
+    assert Pictures(tmp_path).classes == ("a", "b", "c")
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(PermissionError, match="b is not yours"):
+        Pictures(tmp_path)
 
 
 def test_a_thin_picture_is_not_enlarged_without_bound(tmp_path):
@@ -138,6 +176,19 @@ def test_deep_colours_are_refused(tmp_path):
     path = write_zip(tmp_path / "set.zip", {"a.png": file.getvalue()})
     with pytest.raises(ValueError, match=r"a\.png .* mode I;16.*8 bits a channel"):
         Pictures(path)
+
+
+def test_a_transparent_grey_of_few_bits_is_not_taken_for_another(tmp_path):
+    # Two rows of two: a byte for the filter, then grey 3 and 15, of 0 to 15.
+    rows = 2 * b"\x00\x3f"
+    path = write_zip(tmp_path / "set.zip", {"a.png": png(2, 2, rows, bits=4)})
+    assert Pictures(path).raw(0)[0][0, :, 0].tolist() == [51, 255]
+    cut = png(2, 2, rows, bits=4, clear=b"\0\3")
+    with pytest.raises(ValueError, match=r"a\.png .* of 4 bits a channel: save it"):
+        Pictures(write_zip(tmp_path / "clear.zip", {"a.png": cut}))
+    eight = png(2, 2, 2 * b"\x00\x33\xff", clear=b"\0\x33")
+    path = write_zip(tmp_path / "eight.zip", {"a.png": eight})
+    assert (Pictures(path).raw(0)[0] == 255).all()
 
 
 def test_a_damaged_zip_is_refused(tmp_path):

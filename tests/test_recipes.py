@@ -669,10 +669,20 @@ def test_a_run_that_dies_leaves_a_capsule_and_the_command_that_opens_it(
     lines = str(replayed.value.code).splitlines()
     assert lines[0].startswith(f"step {step}:")
     assert sum("not finite" in line for line in lines) == 8
-    with pytest.raises(ValueError, match="is no capsule"):
-        stage(run, few_images, replay=run / "m.jsonl")
+    np.save(run / "array.npy", np.zeros(1))
+    (run / "cut.npz").write_bytes(capsule.read_bytes()[:99])
+    for name in ("m.jsonl", "array.npy", "cut.npz", "absent.npz"):
+        with pytest.raises(ValueError, match="is no capsule"):
+            stage(run, few_images, replay=run / name)
     with pytest.raises(ValueError, match="newest checkpoint of step 0"):
         stage(Path("empty"), few_images, replay=capsule)
+    with np.load(capsule) as stored:
+        np.savez("other.npz", **{**stored, "stage": "other"})
+    with pytest.raises(ValueError, match="of the stage other, and m is not finished"):
+        stage(run, few_images, replay=Path("other.npz"))
+    (run / "m.eqx").touch()
+    with pytest.raises(ValueError, match="of the stage m, and m is finished"):
+        stage(run, few_images, replay=capsule)
 
 
 def test_training_draws_samples_and_logs_speed_as_it_goes(few_images):

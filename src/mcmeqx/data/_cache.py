@@ -30,12 +30,16 @@ def cached(path: Path | str, key: str, build: Callable[[], Arrays]) -> Arrays:
     """The arrays of `build()`, read from the npz file `path` if it was made for `key`.
 
     A file made for another key is written anew. One that is truncated or otherwise
-    damaged is too, with a `RuntimeWarning`. Where `path` cannot be written the arrays
-    are returned all the same, with a `RuntimeWarning`. Raises ValueError for a file
-    that was never a cache.
+    damaged is too, with a `RuntimeWarning`. Where `path` cannot be read or written the
+    arrays are returned all the same, with a `RuntimeWarning`. Raises ValueError for a
+    file that was never a cache.
     """
     path = Path(path)
-    arrays = _load(path, key)
+    try:
+        arrays = _load(path, key)
+    except OSError as error:
+        warnings.warn(f"no cache read: {error}", RuntimeWarning, stacklevel=3)
+        arrays = None
     if arrays is None:
         arrays = build()
         try:

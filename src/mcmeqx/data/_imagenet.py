@@ -38,8 +38,8 @@ def imagenet(path: Path, side: int, *, cache: Path | None = None) -> Images:
     source's files has changed.
 
     Raises `FileNotFoundError` where `path` is none of these; `ValueError` for a packed
-    file of another size, for pictures without classes or of more than 1000, and for
-    what is damaged; `OSError` where the cache cannot be written.
+    file of another size, for pictures beside a zip, without classes or of more than
+    1000, and for what is damaged; `OSError` where the cache cannot be written.
     """
     path = Path(path)
     if path.is_file() and path.suffix.lower() != ".zip":
@@ -49,7 +49,7 @@ def imagenet(path: Path, side: int, *, cache: Path | None = None) -> Images:
         stamp, read = _find(path, side)
         digest = hashlib.sha256(stamp.encode()).hexdigest()
         key = f"imagenet{side} of files {digest}"
-        folder = cache_folder() if cache is None else cache
+        folder = cache_folder() if cache is None else Path(cache)
         images = _packed_once(
             folder / f"imagenet{side}-{digest[:16]}.images", key, read
         )
@@ -66,14 +66,19 @@ def _find(path: Path, side: int) -> tuple[str, Callable[[], AbstractSource]]:
         stamp = [f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in stats]
         return "\n".join(stamp), lambda: ImageNetBatches(path, side=side)
     zips = sorted(path.glob("*.zip"))
+    names = ", ".join(file.name for file in zips)
     if len(zips) > 1:
-        names = ", ".join(file.name for file in zips)
         raise ValueError(f"{path} holds {names}: give one of them")
-    at = zips[0] if zips else path
-    if not at.exists():
+    if not path.exists():
         raise FileNotFoundError(f"{path} is no folder and no file, {_LOOKED_FOR}")
-    store = Folder(at) if at.is_dir() else Zip(at)
-    if not any(is_picture(name) for name in store.names):
+    at, store = path, Folder(path) if path.is_dir() else Zip(path)
+    pictured = any(map(is_picture, store.names))
+    if zips and pictured:
+        raise ValueError(f"{path} holds pictures, and {names}: move one of them away")
+    if zips:
+        at, store = zips[0], Zip(zips[0])
+        pictured = any(map(is_picture, store.names))
+    if not pictured:
         raise FileNotFoundError(f"{path} holds none of what mcmeqx {_LOOKED_FOR}")
 
     def read() -> AbstractSource:

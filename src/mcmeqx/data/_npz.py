@@ -53,6 +53,8 @@ class Npz:
                 f"{self._where}: {name} is of objects or in Fortran's order, "
                 "expected numbers in C's order"
             )
+        if min(shape, default=0) < 0:
+            raise self._damaged(f"{name} has shape {shape}")
         return ArrayHeader(shape, dtype)
 
     def array(self, name: str) -> np.ndarray:

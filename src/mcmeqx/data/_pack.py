@@ -58,10 +58,12 @@ def save_packed(source: AbstractSource, path: Path, *, made_from: str = "") -> N
     """Writes `source` to the file `path`, image by image, with a bar.
 
     The file is complete or absent; what a killed process leaves, `<path>.<random>.tmp`,
-    may be deleted. `made_from` says in words where the images are from.
+    may be deleted. `made_from` says in words where the images are from. The file holds
+    bytes: headroom is for `dataclasses.replace` after it is read.
 
     Raises `FileExistsError` where `path` exists, `OSError` where there is no room,
-    `ValueError` for an empty source, and what the source raises for bad data.
+    `ValueError` for an empty source or for classes whose names are no texts or come
+    twice, and what the source raises for bad data.
     """
     path = Path(path)
     refuse_existing(path)
@@ -74,6 +76,11 @@ def write_packed(source: AbstractSource, file: BinaryIO, made_from: str) -> None
     """Writes `source` to a fresh file that is open for writing, as `save_packed`."""
     if not len(source):
         raise ValueError(f"{source.name} holds no images")
+    names = source.classes
+    if len(set(names)) < len(names) or any(type(name) is not str for name in names):
+        raise ValueError(
+            f"{source.name} has classes {names}: name each by its own text"
+        )
     channel, height, width = source.shape
     shape = (height, width, channel)
     header = Header(
@@ -114,9 +121,13 @@ def packed(path: Path) -> Images:
     pixels = np.memmap(path, np.uint8, "r", start, (header.count, *header.shape))
     labels = np.fromfile(path, "<i4", header.count, offset=start + header.pixel_bytes)
     # As a plain array: indexing one is quicker than indexing a memmap.
-    return Images(
-        np.asarray(pixels), labels.astype(np.int32), header.classes, header.name
-    )
+    pixels, labels = np.asarray(pixels), labels.astype(np.int32)
+    try:
+        return Images(pixels, labels, header.classes, header.name)
+    except ValueError as error:
+        raise ValueError(
+            f"{path} is damaged ({error}): delete it and pack again, see {_PACK}"
+        ) from error
 
 
 def check_packed(path: Path) -> None:

@@ -49,7 +49,9 @@ def _plain(item: Any, depth: int = 2) -> Any:
     return item.value if type(item) is _Array else item
 
 
-class _Unpickler(pickle.Unpickler):
+# Python's own, not C's, which makes a list as long as the number that a pickle gives to
+# something it names again.
+class _Unpickler(pickle._Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("numpy", "ndarray"):
             return _NDARRAY

@@ -30,7 +30,8 @@ class AbstractStore(abc.ABC):
 class Folder(AbstractStore):
     """The files in the folder `path` and the folders below it.
 
-    A link at the top level is followed, deeper ones to folders are not.
+    A link at the top level is followed, deeper ones to folders are not. `OSError` for
+    a folder that cannot be read: without it, later classes would have other labels.
     """
 
     def __init__(self, path: Path) -> None:
@@ -39,7 +40,7 @@ class Folder(AbstractStore):
             top = [(entry.name, entry.is_dir()) for entry in entries]
         names = [name for name, is_folder in top if not is_folder]
         for name in (name for name, is_folder in top if is_folder):
-            for folder, _, files in os.walk(path / name):
+            for folder, _, files in os.walk(path / name, onerror=_raised):
                 inner = Path(folder).relative_to(path).as_posix()
                 names += [f"{inner}/{file}" for file in files]
         self.names = _shown(names)
@@ -95,7 +96,9 @@ class Zip(AbstractStore):
                     f"{name} in {self.path} has {info.file_size} bytes, "
                     f"more than {most}"
                 )
-            return self._archive.read(info)
+            # Not `read` of all, which unpacks what there is before it counts.
+            with self._archive.open(info) as file:
+                return file.read(info.file_size)
         except ZIP_DAMAGE as error:
             raise ValueError(f"{name} in {self.path} is damaged: {error!r}") from error
 
@@ -103,6 +106,10 @@ class Zip(AbstractStore):
         """Name, size and time of the zip."""
         stat = self.path.stat()
         return f"{self.path.name} {stat.st_size} {stat.st_mtime_ns}"
+
+
+def _raised(error: OSError) -> None:
+    raise error
 
 
 def _refuse_leading_out(name: str, path: Path) -> None:

@@ -112,6 +112,14 @@ def decoded(data: bytes, where: str):
             f"{where} has mode {picture.mode}, expected one of {_MODES}: "
             "save it with 8 bits a channel"
         )
+    # Pillow makes such levels 8 bits wide, but not the one that is transparent. A PNG
+    # says its bits in its byte 24.
+    named = picture.mode in ("L", "RGB") and "transparency" in picture.info
+    if named and data[24] != 8:
+        raise ValueError(
+            f"{where} has a transparent colour of {data[24]} bits a channel: "
+            "save it with 8"
+        )
     if picture.has_transparency_data:
         drawn = picture.convert("RGBA")
         white = image.new("RGBA", drawn.size, "white")
