@@ -51,10 +51,10 @@ def replay(capsule: Capsule, learner: mc.Learner, state: mc.TrainState) -> str:
     """A table of each example's loss and gradient norm in the step of the capsule.
 
     `state` is the run's newest checkpoint: no step since that of the capsule has
-    changed a parameter. Raises ValueError if the capsule is of later steps.
+    changed a parameter. Raises ValueError if the checkpoint is of another step.
     """
     _, _, batch, step = capsule
-    if step > int(state.step):
+    if step != int(state.step):
         raise ValueError(
             f"{capsule.path} is of step {step}, the newest checkpoint of step "
             f"{int(state.step)}: give the run folder that the capsule lies in"

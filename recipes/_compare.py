@@ -121,7 +121,8 @@ def compare(
 
 def _write(table: Path, results: list[dict[str, Any]]) -> None:
     """Print the distances and write all columns, the file whole or not at all."""
-    print(f"{'FD-EffLite0 to':40}{'data':>10}{'teacher':>10}")
+    header = f"{results[0]['feature_network']}: to"
+    print(f"{header:40}{'data':>10}{'teacher':>10}")
     for result in results:
         print(
             f"{result['method']:29}{result.get('steps', 0):5d} steps"

@@ -130,8 +130,7 @@ def _fit(
     every = min(1000, plan.iterations, max(_APART, plan.iterations // 10))
     checkpoints = mc.Checkpoints(run / name, config=_config(run))
     learner = plan.learner(loss)
-    state = learner.init(model, key=key)
-    state = checkpoints.restore(mc.place(state, plan.mesh))
+    state = checkpoints.restore(learner.init(model, key=key, mesh=plan.mesh))
     if capsule is not None:
         raise SystemExit(replay(capsule, learner, state))
     begun = int(state.step)
@@ -147,10 +146,13 @@ def _fit(
         pictures(0, state, {})
     seen = _seen(name, run, learner, state, images, plan, begun) if first() else []
     board = _board(name, run, plan, begun)
+    # Given away, not lent: a name here would keep a second state on the devices.
+    states = [state]
+    del state
     try:
         state = mc.fit(
             learner,
-            state,
+            states.pop(),
             plan.batches(images, begun),
             steps=plan.iterations,
             callbacks=[*seen, *board, pictures],

@@ -113,8 +113,24 @@ def test_the_kernel_is_there_on_gpus_of_cudnn(
     device = SimpleNamespace(
         platform=platform, client=client, compute_capability=capability
     )
-    monkeypatch.setattr(jax, "devices", lambda: [device])
+    monkeypatch.setattr(jax, "devices", lambda backend: [device])
     assert _attention._has_cudnn() is has
+
+
+@pytest.mark.parametrize("given", ["cpu", jax.devices("cpu")[0]])
+def test_the_kernel_is_not_for_a_cpu_that_is_made_the_default(given, monkeypatch):
+    gpu = SimpleNamespace(
+        platform="gpu",
+        client=SimpleNamespace(platform_version="cuda"),
+        compute_capability="9.0",
+    )
+    real = jax.devices
+    monkeypatch.setattr(
+        jax, "devices", lambda backend: [gpu] if backend is None else real(backend)
+    )
+    assert _attention._has_cudnn()
+    with jax.default_device(given):
+        assert not _attention._has_cudnn()
 
 
 def test_forward_derivatives_and_exported_programs_do_without(kernel, tmp_path):

@@ -127,6 +127,21 @@ def test_a_network_of_ones_own_comes_back_and_its_every_field_counts(tmp_path):
     assert parts["act"] == "functools.partial(<function gelu>, approximate=False)"
 
 
+class Plain(eqx.Module):
+    """A network that is no `AbstractNetwork`."""
+
+
+def test_a_network_that_no_checkpoint_could_hold_is_refused_before_a_run():
+    # As outside the tests, where nothing checks types.
+    own = eqx.tree_at(lambda m: m.network, model(), Plain(), is_leaf=_is_network)
+    with pytest.raises(ValueError, match=r"Plain is no .*nets\.AbstractNetwork"):
+        own.__check_init__()
+
+
+def _is_network(node) -> bool:
+    return isinstance(node, AbstractNetwork)
+
+
 def test_a_state_older_than_the_folders_is_refused(tmp_path):
     made, saving = learner(), Checkpoints(tmp_path)
     state = fit(made, start(made), batches(4), steps=4, save=saving.save, save_every=2)
@@ -159,6 +174,28 @@ def test_a_checkpoint_and_what_callbacks_wrote_are_of_one_step():
             ValueError, match=f"{name} is a number of steps, 1 or more, got 0"
         ):
             fit(made, start(made), [], steps=1, **{name: 0})
+
+
+def test_who_reads_a_folder_takes_nothing_from_who_writes_there(tmp_path):
+    made, saving = learner(), Checkpoints(tmp_path)
+    states = [fit(made, start(made), batches(n), steps=n) for n in (1, 2)]
+    unfinished = tmp_path / "9.orbax-checkpoint-tmp"
+    unfinished.mkdir()
+    for state in states:
+        saving.save(state)
+        assert not unfinished.exists()
+        # While the disk is written.
+        Checkpoints(tmp_path).restore(start(made))
+        (tmp_path / "other.orbax-checkpoint-tmp").mkdir(exist_ok=True)
+        Checkpoints(tmp_path).restore(start(made))
+        assert (tmp_path / "other.orbax-checkpoint-tmp").exists()
+    saving.wait()
+    assert_same_bits(Checkpoints(tmp_path).restore(start(made)), states[1])
+
+
+def test_a_config_that_is_no_json_is_refused_before_the_run(tmp_path):
+    with pytest.raises(ValueError, match=r"config is no JSON: .*PosixPath"):
+        Checkpoints(tmp_path, config={"out": tmp_path})
 
 
 def test_milestones_stay_beside_the_newest(tmp_path):

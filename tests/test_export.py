@@ -315,6 +315,19 @@ def test_an_exported_sampler_samples_as_generate_does(tmp_path, name, batch_size
         np.testing.assert_allclose(some, wanted[:2], atol=1e-5 * np.abs(wanted).max())
 
 
+def test_a_program_is_for_the_platform_that_exporting_names(tmp_path, monkeypatch):
+    # With a GPU `default_backend` is "gpu", which no call of a program ever is.
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax.export, "default_export_platform", lambda: "cuda")
+    network = MLPConfig(2, 8, 1, embedding=8).build(key=jax.random.key(0))
+    model = Denoiser(network, Cosine())
+    path = tmp_path / "sampler.zip"
+    export_sampler(path, model, DDIM(), uniform_grid(1), (2,))
+    with zipfile.ZipFile(path) as file:
+        program = jax.export.deserialize(bytearray(file.read("program")))
+    assert program.platforms == ("cuda", "cpu")
+
+
 def test_an_exported_sampler_refuses_what_it_cannot_take(tmp_path):
     path = tmp_path / "sampler"
     model = Denoiser(MLPConfig(2, 8, 1, embedding=8).build(key=KEY), Cosine())

@@ -1,5 +1,6 @@
 """The loop: steps that are skipped, runs that stop, metrics by segment, the order."""
 
+import contextlib
 import os
 import signal
 import threading
@@ -35,7 +36,10 @@ from mcmeqx import (
     measure_x_var,
     uniform_grid,
 )
-from mcmeqx.nets import MLPConfig
+from mcmeqx import _fit as fit_module
+from mcmeqx._checks import check_classes
+from mcmeqx._sharding import split_batch
+from mcmeqx.nets import AbstractNetwork, MLPConfig
 
 pytestmark = pytest.mark.usefixtures("as_users_run")
 
@@ -221,6 +225,33 @@ def test_a_signal_ends_the_run_between_two_steps_and_hands_over_the_state(number
         np.testing.assert_array_equal(a, b)
 
 
+def test_a_signal_that_comes_with_the_last_metrics_is_not_lost():
+    made, data = learner(), batches(3)
+
+    def callback(step, state, metrics):
+        if step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted, match="after the last of 3 steps by SIGTERM") as e:
+        fit(made, start(made), data, steps=3, callbacks=[callback])
+    whole = fit(made, start(made), data, steps=3)
+    for a, b in zip(arrays(e.value.state), arrays(whole), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert int(fit(made, e.value.state, [], steps=3).step) == 3
+
+
+def test_processes_are_asked_once_more_after_the_last_step(monkeypatch):
+    asked, made = [], learner()
+
+    @contextlib.contextmanager
+    def signals():
+        yield asked.append
+
+    monkeypatch.setattr(fit_module, "stop_signals", signals)
+    fit(made, start(made), batches(2), steps=2)
+    assert asked == [1, 2, 3]
+
+
 def test_a_run_in_another_thread_sees_no_signal_and_ends():
     made, done = learner(), []
 
@@ -288,6 +319,51 @@ def test_batches_that_do_not_split_are_named():
         made.step(start(made), batches(1)[0])
     with pytest.raises(ValueError, match="accumulate is 1 or more, got 0"):
         learner(accumulate=0)
+
+
+def test_an_array_that_is_filled_again_does_not_change_a_batch_that_is_there():
+    x = np.zeros(8 * 2 + 16, np.float32)
+    # Where XLA's CPU would take it as it is: at a multiple of 64 bytes.
+    first = -x.ctypes.data % 64 // 4
+    x = x[first : first + 16].reshape(8, 2)
+    placed = split_batch(Example(x), make_mesh(1))
+    x += 1.0
+    np.testing.assert_array_equal(placed.x, 0.0)
+
+
+class Labels:
+    """As of a JAX array: its least is a program on the device."""
+
+    def __array__(self, dtype=None, copy=None):
+        return np.arange(4, dtype=np.int32)
+
+    def min(self, *_, **__):
+        pytest.fail("asked the device")
+
+
+def test_labels_on_a_device_are_looked_at_without_a_program_there():
+    check_classes(Labels(), (0, 3))
+    with pytest.raises(ValueError, match=r"labels go from 0 to 3, .* from 0 to 2,"):
+        check_classes(Labels(), (0, 2))
+
+
+class Own(AbstractNetwork):
+    """A network of one's own, which has an `embed` that is not the library's."""
+
+    embed: eqx.nn.Linear
+
+    def __call__(self, z, logsnr, label=None, *, guidance=None, key=None):
+        return self.embed(z)
+
+
+def test_a_network_of_ones_own_may_call_its_fields_as_it_likes():
+    network, made = Own(eqx.nn.Linear(2, 2, key=KEY)), learner()
+    state = made.init(Denoiser(network, Cosine()), key=KEY)
+    (batch,) = batches(1)
+    batch = batch._replace(label=np.full(8, 99, np.int32))
+    state = fit(made, state, [batch], steps=1)
+    x = generate(state.ema, DDIM(), uniform_grid(2), batch.x, batch.label, key=KEY)
+    assert x.shape == (8, 2)
 
 
 def test_the_next_batch_is_put_on_the_devices_before_a_step_is_asked_for(monkeypatch):

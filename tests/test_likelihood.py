@@ -95,6 +95,30 @@ def test_probes_estimate_the_trace_without_bias_and_know_their_error():
     assert spread > 1e-3
 
 
+def test_probes_know_nothing_of_the_noise_that_dequantise_draws_from_their_key():
+    cov = jnp.asarray([[1.0, 0.6], [0.6, 1.0]])
+
+    def denoise(z, t):
+        alpha, sigma = LONG.alpha(t), LONG.sigma(t)
+        inside = alpha**2 * cov + sigma**2 * jnp.eye(2)
+        return alpha * cov @ jnp.linalg.solve(inside, z)
+
+    pixels = jnp.asarray([0.1, -0.2])
+
+    def both(key):
+        x = dequantise(pixels, key=key)
+        return x - pixels, log_likelihood(denoise, LONG, x, probes=1, key=key).nats
+
+    noise, nats = map(np.asarray, jax.vmap(both)(jax.random.split(KEY, 64)))
+    # Of two signs e the estimate is the trace and 2 e_1 e_2 of what stands off it.
+    x = np.asarray(pixels) + noise
+    exact = multivariate_normal.logpdf(x, cov=np.asarray(cov))
+    alike = np.sign(nats - exact) == np.sign(noise[:, 0] * noise[:, 1])
+    assert np.abs(nats - exact).min() > 0.05
+    # Four standard deviations of 64 fair coins.
+    assert 16 <= alike.sum() <= 48
+
+
 @pytest.mark.parametrize("options", [{"probes": 0, "key": KEY}, {"probes": 4}])
 def test_probes_without_a_key_or_a_number_are_refused(options):
     with pytest.raises(ValueError, match="probes >= 1 and a key"):

@@ -34,6 +34,7 @@ from mcmeqx import (
     Guided,
     Heun,
     MeasuredVariance,
+    ProbabilityFlow,
     addim,
     analytic_x_var,
     ddim,
@@ -608,6 +609,13 @@ def test_generate_refuses_what_does_not_fit():
     for ts in (np.arange(8.0)[::-1], np.array([1.0, -0.1]), np.array([np.nan, 0.0])):
         with pytest.raises(ValueError, match=r"times lie in \[0, 1\]"):
             generate(model, DDIM(), ts, noise, key=KEY)
+    joined = np.concatenate([np.linspace(1.0, 0.5, 3), np.linspace(0.5, 0.0, 3)])
+    for sampler in (DDIM(), DDPM(), DPMSolver(), ProbabilityFlow()):
+        for ts in (joined, np.array([0.0, 0.5, 0.2]), np.array([0.0, 0.5, 1.0])):
+            if isinstance(sampler, ProbabilityFlow) and ts[-1] == 1.0:
+                continue
+            with pytest.raises(ValueError, match="times fall from each to the next"):
+                generate(model, sampler, ts, noise, key=KEY)
     with pytest.raises(ValueError, match="float32 or float64, got float16"):
         call(noise.astype(np.float16))
     with pytest.raises(ValueError, match="float32 or float64, got bfloat16"):

@@ -99,8 +99,8 @@ def test_a_network_that_there_is_not_is_refused_before_another_is_timed(tmp_path
     for changes in ({"rounds": 0}, {"batch_sizes": (8, 0)}):
         with pytest.raises(ValueError, match="is 1 or more, got 0"):
             throughput.main(throughput.Config(out=config.out, **changes))
-    with pytest.raises(ValueError, match="steps is 1 or more, got 0"):
-        overhead.main(overhead.Config(steps=0, out=config.out))
+    with pytest.raises(ValueError, match="steps is 2 or more, got 1"):
+        overhead.main(overhead.Config(steps=1, out=config.out))
     assert not config.out.exists()
 
 

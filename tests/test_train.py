@@ -1,4 +1,5 @@
 import dataclasses
+import inspect
 
 import equinox as eqx
 import jax
@@ -11,6 +12,7 @@ from oracles import cosine_line, time_of
 from mcmeqx import (
     DDIM,
     AbstractLoss,
+    Checkpoints,
     Cosine,
     DataTeacher,
     Denoiser,
@@ -24,8 +26,10 @@ from mcmeqx import (
     annealed_steps,
     fit,
     generate,
+    make_mesh,
 )
 from mcmeqx import _train as train_module
+from mcmeqx._sharding import shardings
 from mcmeqx.nets import AbstractNetwork, MLPConfig
 
 KEY = jax.random.key(3)
@@ -63,6 +67,33 @@ def assert_close(first, second, **tolerance):
         np.testing.assert_allclose(a, b, **tolerance)
 
 
+def wide() -> Denoiser:
+    config = MLPConfig(2, width=128, depth=1, embedding=8)
+    return Denoiser(config.build(key=KEY), Cosine())
+
+
+def weak(bias):
+    return jnp.full(bias.shape, 0.1)
+
+
+def live_bytes() -> int:
+    """Of all arrays on one device; some are of the same bytes."""
+    found = [
+        a for a in jax.live_arrays() if not jnp.issubdtype(a.dtype, jax.dtypes.prng_key)
+    ]
+    return sum({a.unsafe_buffer_pointer(): a.nbytes for a in found}.values())
+
+
+class Traced(AbstractLoss):
+    """Counts how often a step that takes it is traced."""
+
+    times = 0
+
+    def __call__(self, model, example, *, step, key):
+        Traced.times += 1
+        return jnp.sum(model(example.x, 0.5).astype(jnp.float32) ** 2), {}
+
+
 class DrawnLoss(AbstractLoss):
     """A metric that shows the key; NaN at one step."""
 
@@ -92,6 +123,87 @@ def test_init_shares_no_buffer_with_the_model(optimizer):
     made.step(state, batches(1)[0])
     assert np.all(np.isfinite(np.concatenate([a.ravel() for a in arrays(given)])))
     jax.random.key_data(KEY)
+
+
+def test_init_on_a_mesh_is_the_same_state_in_its_places():
+    given = wide()
+    made, mesh = learner(), make_mesh(2, 2)
+    state, expected = made.init(given, key=KEY, mesh=mesh), made.init(given, key=KEY)
+    where = shardings(expected, mesh)
+    assert jax.tree.structure(state) == jax.tree.structure(expected)
+    pointers = []
+    for own, other, place in zip(
+        *map(jax.tree.leaves, (state, expected, where)), strict=True
+    ):
+        assert (own.sharding, own.dtype) == (place, other.dtype)
+        pairs = (own, other)
+        if jnp.issubdtype(own.dtype, jax.dtypes.prng_key):
+            pairs = map(jax.random.key_data, pairs)
+        else:
+            shards = own.addressable_shards
+            pointers += [shard.data.unsafe_buffer_pointer() for shard in shards]
+        np.testing.assert_array_equal(*map(np.asarray, pairs))
+    assert len(set(pointers)) == len(pointers)
+    # Split weights among them.
+    assert any(not leaf.is_fully_replicated for leaf in jax.tree.leaves(state))
+    assert all(not a.is_deleted() for a in jax.tree.leaves(given) if eqx.is_array(a))
+
+
+def test_a_run_holds_one_state_and_one_teacher_where_it_is_given_away():
+    given, mesh = wide(), make_mesh(1)
+    loss = MultistepConsistencyLoss(DistillationTeacher(given), Segments(2))
+    made, held = learner(loss), []
+    before = live_bytes()
+    states = [made.init(given, key=KEY, mesh=mesh)]
+    state = live_bytes() - before
+
+    def count(step, state, metrics):
+        held.append(live_bytes() - before)
+
+    # What checks types in tests keeps its arguments.
+    bare = inspect.unwrap(fit)
+    bare(made, states.pop(), batches(3), steps=3, callbacks=[count], mesh=mesh)
+    # Four times the parameters, and batches and metrics.
+    assert state > 100_000
+    assert max(held) < 1.05 * state
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_parameters_of_half_precision_have_an_average_of_single_and_go_on(
+    dtype, tmp_path
+):
+    def start():
+        half = jax.tree.map(
+            lambda a: a.astype(dtype) if eqx.is_inexact_array(a) else a, model()
+        )
+        return made.init(half, key=KEY)
+
+    made, traced = learner(Traced()), Traced.times
+    state = start()
+    assert {a.dtype for a in arrays(state.model)} == {np.dtype(dtype)}
+    assert {a.dtype for a in arrays(state.ema)} == {np.dtype("f4")}
+    for batch in batches(3):
+        state, _ = made.step(state, batch)
+    assert Traced.times == traced + 1
+    assert {a.dtype for a in arrays(state.model)} == {np.dtype(dtype)}
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(state)
+    checkpoints.wait()
+    again = Checkpoints(tmp_path).restore(start())
+    for a, b in zip(arrays(again), arrays(state), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_parameter_of_a_weak_type_does_not_compile_the_step_again():
+    given = eqx.tree_at(
+        lambda m: m.network.embed.project.bias, model(), replace_fn=weak
+    )
+    assert given.network.embed.project.bias.weak_type
+    made, traced = learner(Traced()), Traced.times
+    state = made.init(given, key=KEY)
+    for batch in batches(3):
+        state, _ = made.step(state, batch)
+    assert Traced.times == traced + 1
 
 
 def test_a_step_is_deterministic_and_gives_its_state_away():

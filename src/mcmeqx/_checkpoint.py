@@ -6,6 +6,7 @@ The batch of step i is a function of the data's seed and of i, so the step is th
 position too.
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,8 @@ class Checkpoints:
     Its `save` is what `fit` takes. Saving copies the state to the host and goes on; the
     disk is written meanwhile. The last `keep` of them stay, and every one at a multiple
     of `milestone` if that is given. `config` is any JSON that says how the run was
-    made; it is kept beside the state.
+    made; it is kept beside the state. Another program may read a folder that a run
+    saves to. Raises ValueError for numbers below 1, and a config that is no JSON.
     """
 
     def __init__(
@@ -40,19 +42,27 @@ class Checkpoints:
         for name, value in {"keep": keep, "milestone": milestone}.items():
             if value is not None and value < 1:
                 raise ValueError(f"{name} is a number, 1 or more, got {value}")
-        self._config = config
+        try:
+            json.dumps(config)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"config is no JSON: {error}") from error
+        self._folder, self._config = Path(folder).resolve(), config
+        self._keep: dict[str, Any] = {"max_to_keep": keep, "keep_period": milestone}
         self._reached: int | None = None
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, keep_period=milestone, cleanup_tmp_directories=True
-        )
+        self._manager = self._open(cleanup_tmp_directories=False)
+        self._saves = False
+
+    def _open(self, **options: Any) -> ocp.CheckpointManager:
         # Named, so that a process that saved nothing yet can read what another did.
         handlers = {
             "ema": ocp.StandardCheckpointHandler(),
             "training": ocp.StandardCheckpointHandler(),
             "about": ocp.JsonCheckpointHandler(),
         }
-        self._manager = ocp.CheckpointManager(
-            Path(folder).resolve(), options=options, item_handlers=handlers
+        return ocp.CheckpointManager(
+            self._folder,
+            options=ocp.CheckpointManagerOptions(**self._keep, **options),
+            item_handlers=handlers,
         )
 
     def save(self, state: TrainState) -> None:
@@ -65,9 +75,15 @@ class Checkpoints:
             return
         if newest is not None and step <= newest:
             raise ValueError(
-                f"{self._manager.directory} holds step {newest} already, this state is "
+                f"{self._folder} holds step {newest} already, this state is "
                 f"at step {step}: restore what is there, or give another folder"
             )
+        if not self._saves:
+            # What a killed run left unfinished goes now: one that only reads would take
+            # from a run that lives what it is writing.
+            self._manager.close()
+            self._manager = self._open(cleanup_tmp_directories=True)
+            self._saves = True
         ema, training = _split(state)
         about = {
             "model": describe(state.ema),
@@ -118,7 +134,7 @@ class Checkpoints:
         for name in wanted | found:
             if found.get(name) != wanted.get(name):
                 raise ValueError(
-                    f"the checkpoint of step {step} in {self._manager.directory} does "
+                    f"the checkpoint of step {step} in {self._folder} does "
                     f"not fit this model and optimiser: {name} is {found.get(name)} "
                     f"there and {wanted.get(name)} here; use the options that made it, "
                     "or another output folder"

@@ -9,6 +9,7 @@ import numpy as np
 
 from mcmeqx._guidance import Guided
 from mcmeqx._types import NULL_LABEL
+from mcmeqx.nets._network import Embedding
 
 
 def check_noise(z: Any) -> None:
@@ -27,13 +28,22 @@ def check_guidance(scale: float | None) -> None:
         raise ValueError(f"guidance is a finite scale of 0 or more, got {scale}")
 
 
-def check_times(ts: Any) -> None:
-    """ValueError unless there is a step, and all times lie in [0, 1]."""
+def check_times(ts: Any, *, rising: bool) -> None:
+    """ValueError unless all times lie in [0, 1], two at least, and fall.
+
+    With `rising` they may rise instead.
+    """
     if np.ndim(ts) != 1 or len(ts) < 2:
         raise ValueError(f"ts holds two times or more, as uniform_grid(8), got {ts}")
     if not (np.min(ts) >= 0.0 and np.max(ts) <= 1.0):
         raise ValueError(
             f"times lie in [0, 1], from data to noise, as uniform_grid(8), got {ts}"
+        )
+    gaps = np.diff(ts)
+    if not (np.all(gaps < 0.0) or (rising and np.all(gaps > 0.0))):
+        raise ValueError(
+            "times fall from each to the next, as uniform_grid(8), and along "
+            f"ProbabilityFlow may rise instead, got {ts}"
         )
 
 
@@ -56,7 +66,8 @@ def _embeddings(model: Any) -> Iterator[Any]:
         yield from _embeddings(model.guidance.negative)
         return
     embed = getattr(getattr(model, "network", None), "embed", None)
-    if embed is not None and embed.classes is not None:
+    # A network of one's own may call anything so.
+    if isinstance(embed, Embedding) and embed.classes is not None:
         yield embed
 
 
@@ -76,7 +87,9 @@ def check_classes(labels: Any, known: Sequence[int] | None) -> None:
     """ValueError unless each label lies in `known`."""
     if labels is None or known is None:
         return
-    low, high = int(np.min(labels)), int(np.max(labels))
+    # Of a JAX array NumPy would ask the device, which may be at a step.
+    labels = np.asarray(labels)
+    low, high = int(labels.min()), int(labels.max())
     if not known[0] <= low <= high <= known[1]:
         raise ValueError(
             f"labels go from {low} to {high}, the model's classes from {known[0]} to "

@@ -64,6 +64,11 @@ class Denoiser(eqx.Module):
     vectors and softmax are float32."""
 
     def __check_init__(self):
+        if not isinstance(self.network, AbstractNetwork):
+            raise ValueError(
+                f"{type(self.network).__name__} is no network that files and "
+                "checkpoints know: derive its class from mcmeqx.nets.AbstractNetwork"
+            )
         if any(map(eqx.is_array, jax.tree.leaves(self.schedule))):
             raise ValueError(
                 f"{type(self.schedule).__name__} holds arrays, which training would "
@@ -91,7 +96,7 @@ class Denoiser(eqx.Module):
         )
         z_in = z.astype(self.dtype)
         out = network(z_in, logsnr, label, guidance=guidance, key=key)
-        return self.to_x(self.schedule, z, out.astype(z.dtype), t)
+        return self.to_x(self.schedule, z, out.astype(z.dtype), t).astype(z.dtype)
 
     def _cast(self, leaf: Any) -> Any:
         return leaf.astype(self.dtype) if eqx.is_inexact_array(leaf) else leaf

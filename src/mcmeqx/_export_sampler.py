@@ -67,7 +67,7 @@ def export_sampler(
     a `guidance` below 0, and ImportError without flatbuffers (`pip install
     "mcmeqx[export]"`).
     """
-    check_times(ts)
+    check_times(ts, rising=sampler.rising)
     check_guidance(guidance)
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size is None or 1 or more, got {batch_size}")
@@ -92,9 +92,11 @@ def export_sampler(
             return sample_rows(model, sampler, times, noise, labels, scale, keys)
 
     rows = export.symbolic_shape("n")[0] if batch_size is None else batch_size
+    # Not `default_backend`: that of a GPU is "gpu", which no program is made for.
+    present = export.default_export_platform()
     exporting = export.export(
         jax.jit(program),
-        platforms=tuple(dict.fromkeys(platforms or (jax.default_backend(), "cpu"))),
+        platforms=tuple(dict.fromkeys(platforms or (present, "cpu"))),
     )
     try:
         exported = exporting(

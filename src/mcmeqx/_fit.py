@@ -82,7 +82,8 @@ def fit(
     metrics of that step and a state up to two steps younger, `state.step` says which.
     A callback must not keep the state, whose buffers the next step takes. `save` gets
     the state after each step that is a multiple of `save_every`, when all callbacks
-    have seen that step, so that what it writes and what they write fit together.
+    have seen that step, so that what it writes and what they write fit together. The
+    state given stays as it is: where two do not fit, give it away, with no name kept.
 
     Raises `Interrupted` on SIGTERM or SIGINT, after the step in flight, and
     `NonFiniteLossError` after `patience` steps in a row whose loss or gradient is not
@@ -94,7 +95,8 @@ def fit(
         if value < 1:
             raise ValueError(f"{name} is a number of steps, 1 or more, got {value}")
     mesh = make_mesh() if mesh is None else mesh
-    state, learner = place(state, mesh), place(learner, mesh)
+    # A step takes the buffers of its state, and those of the learner it leaves.
+    state, learner = place(state, mesh), place(learner, mesh, copy=False)
     watch = _Watch(tuple(callbacks), patience)
     start = int(state.step)
     teacher = getattr(learner.loss, "teacher", None)
@@ -119,6 +121,10 @@ def fit(
                 done = f"stopped after step {step} of {steps} by {signal.name}"
                 raise Interrupted(done, state, signal)
         watch.finish(state)
+        # Several processes agree on the step after that which the last to hear was at.
+        if signal := stop(steps + 1):
+            done = f"stopped after the last of {steps} steps by {signal.name}"
+            raise Interrupted(done, state, signal)
     return state
 
 

@@ -12,7 +12,7 @@ need no special case at t = 0 or t = 1, and float32 agrees with float64 there
 (`benchmarks/solver_error.py` compares the three).
 """
 
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Int, Key
@@ -99,6 +99,8 @@ def flow_x(
 class ProbabilityFlow(AbstractStepSampler):
     """Each step of the grid solved by diffrax: `generate` over `[1, 0]` or `[0, 1]`."""
 
+    rising: ClassVar[bool] = True
+    """A rising grid encodes data as noise."""
     solver: Solver = TSIT5
     """An explicit method."""
     stepsize_controller: StepSizeController = ADAPTIVE

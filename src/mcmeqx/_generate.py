@@ -77,9 +77,9 @@ def generate(
     one, or of a `Guided` model in place of its own; and traced. `describe` names a
     progress bar.
 
-    Raises ValueError if `ts` has no step or leaves [0, 1], `noise` is empty or below
-    float32, `labels` differ in number or are no classes of the model or of what guides
-    it, `batch_size` is not positive or `guidance` negative.
+    Raises ValueError if `ts` has no step, leaves [0, 1] or does not fall, `noise` is
+    empty or below float32, `labels` differ in number or are no classes of the model or
+    of what guides it, `batch_size` is not positive or `guidance` negative.
     """
     n = len(noise)
     if n < 1 or batch_size < 1:
@@ -87,7 +87,7 @@ def generate(
             f"generate needs at least one row of noise and a batch_size of 1 or more, "
             f"got {n} rows and batch_size {batch_size}"
         )
-    check_times(ts)
+    check_times(ts, rising=sampler.rising)
     check_guidance(guidance)
     check_noise(noise)
     check_labels(labels, n, label_range(model))

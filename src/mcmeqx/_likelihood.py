@@ -60,7 +60,9 @@ def log_likelihood(
             f"probes={probes} and {'no key' if key is None else 'a key'}"
         )
     else:
-        directions = jax.random.rademacher(key, (probes, d), x.dtype)
+        # Folded in: from the same key `dequantise` draws noise of these very signs.
+        own = jax.random.fold_in(key, 1)
+        directions = jax.random.rademacher(own, (probes, d), x.dtype)
     directions = directions.reshape(-1, *x.shape)
     z = schedule.alpha(0.0).astype(x.dtype) * x
 

@@ -5,7 +5,7 @@ denoiser and what it makes of the answers.
 """
 
 from abc import abstractmethod
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -28,6 +28,9 @@ from mcmeqx._types import DenoiseFn, Sample, ScalarLike
 
 class AbstractSampler(eqx.Module):
     """A rule that takes z along a falling grid of times with calls of a denoiser."""
+
+    rising: ClassVar[bool] = False
+    """Whether a grid may rise instead, from data to noise."""
 
     @abstractmethod
     def run(

@@ -77,16 +77,17 @@ def shardings(tree: Any, mesh: Mesh) -> Any:
     return jax.tree.map(one, tree)
 
 
-def place(tree: Tree, mesh: Mesh) -> Tree:
+def place(tree: Tree, mesh: Mesh, *, copy: bool = True) -> Tree:
     """A copy of the tree with its arrays where the rule wants them.
 
     The arrays may lie on other devices, as a restored checkpoint's do. Where there are
-    several processes each must hold the same values.
+    several processes each must hold the same values. Without `copy` an array that is
+    where it should be may stay the same one.
     """
     arrays, static = eqx.partition(tree, eqx.is_array)
     where = shardings(arrays, mesh)
     if jax.process_count() == 1:
-        placed = jax.device_put(arrays, where, may_alias=False)
+        placed = jax.device_put(arrays, where, may_alias=not copy)
     else:
         placed = jax.tree.map(_share, arrays, where)
     return eqx.combine(placed, static)
@@ -153,6 +154,9 @@ def keep_row(x: Array) -> Array:
 def split_batch(batch: Tree, mesh: Mesh) -> Tree:
     """The batch, of which each process gives its own rows, split over the mesh."""
     sharding = NamedSharding(mesh, _ROWS)
+    # What the caller fills anew must not change a batch that is on its way: devices
+    # read NumPy's arrays when they get to them, and a CPU may keep one as its own.
+    batch = jax.tree.map(lambda a: a if isinstance(a, Array) else np.array(a), batch)
     if jax.process_count() == 1:
         return jax.device_put(batch, sharding)
 

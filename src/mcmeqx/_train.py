@@ -6,19 +6,21 @@ counted, and the next one goes on from the same place.
 """
 
 import dataclasses
+from functools import partial
 from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Int, Key, PyTree
 
 from mcmeqx._denoiser import Denoiser
 from mcmeqx._donating import donating
 from mcmeqx._flops import count_flops
 from mcmeqx._loss import AbstractLoss, Ratio
-from mcmeqx._sharding import keep_placed, over_rows
+from mcmeqx._sharding import keep_placed, over_rows, place, shardings
 from mcmeqx._types import Example, Scalar
 
 
@@ -30,7 +32,7 @@ class TrainState(eqx.Module):
     model: Denoiser
     """The model that is trained."""
     ema: Denoiser
-    """Its exponential moving average, for evaluation only."""
+    """Its exponential moving average, for evaluation only; float32 at least."""
     opt_state: PyTree
     """The optimiser's state."""
     key: Key[Array, ""]
@@ -62,18 +64,34 @@ class Learner(eqx.Module):
         if self.accumulate < 1:
             raise ValueError(f"accumulate is 1 or more, got {self.accumulate}")
 
-    def init(self, model: Denoiser, *, key: Key[Array, ""]) -> TrainState:
-        """The state before the first step; `model` is copied, never shared."""
+    def init(
+        self, model: Denoiser, *, key: Key[Array, ""], mesh: Mesh | None = None
+    ) -> TrainState:
+        """The state before the first step; `model` is copied, never shared.
 
-        def copy() -> Denoiser:
-            return jax.tree.map(
-                lambda a: jnp.array(a, copy=True) if eqx.is_array(a) else a, model
-            )
+        With a `mesh` it is made where `place` would put it: no device ever holds more
+        than its share, where otherwise the first one holds all.
+        """
+        if mesh is None:
+            return self._fresh(model, key)
+        given, fixed = eqx.partition(
+            place((model, key), mesh, copy=False), eqx.is_array
+        )
 
-        opt_state = self.optimizer.init(eqx.filter(copy(), eqx.is_inexact_array))
+        def fresh(given: Any) -> TrainState:
+            return self._fresh(*eqx.combine(given, fixed))
+
+        shapes = eqx.filter_eval_shape(fresh, given)
+        where = shardings(shapes, mesh)
+        make = jax.jit(lambda given: _arrays(fresh(given)), out_shardings=where)
+        return eqx.combine(make(given), shapes)
+
+    def _fresh(self, model: Denoiser, key: Key[Array, ""]) -> TrainState:
+        own, ema = (jax.tree.map(partial(_copy, wide=w), model) for w in (False, True))
+        parameters = jax.tree.map(_copy, eqx.filter(model, eqx.is_inexact_array))
+        opt_state = self.optimizer.init(parameters)
         step, skipped = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
-        key = jax.random.clone(key)
-        return TrainState(step, copy(), copy(), opt_state, key, skipped)
+        return TrainState(step, own, ema, opt_state, jax.random.clone(key), skipped)
 
     def step(self, state: TrainState, batch: Example) -> tuple[TrainState, Metrics]:
         """The state one update later, and metrics averaged over the batch.
@@ -97,7 +115,7 @@ class Learner(eqx.Module):
 
         def step(inputs: Any, state: Any) -> Any:
             full = eqx.combine((inputs, state), fixed)
-            return eqx.filter(_update(*full), eqx.is_array)
+            return _arrays(_update(*full))
 
         return jax.jit(step, donate_argnums=1).lower(*given).compile()
 
@@ -110,6 +128,21 @@ class Learner(eqx.Module):
     def examine(self, state: TrainState, batch: Example) -> tuple[Array, Array]:
         """Loss and gradient norm of each example, as the next `step` would see them."""
         return _examine(self.loss, state, batch)
+
+
+def _arrays(tree: Any) -> Any:
+    return eqx.filter(tree, eqx.is_array)
+
+
+def _copy(leaf: Any, *, wide: bool = False) -> Any:
+    """A copy of an array, in float32 at least if `wide`; other leaves as they are."""
+    if not eqx.is_array(leaf):
+        return leaf
+    dtype = leaf.dtype
+    if wide and eqx.is_inexact_array(leaf):
+        dtype = jnp.promote_types(dtype, jnp.float32)
+    # A dtype that is not named may be a weak one, and change in the first step.
+    return jnp.array(leaf, dtype, copy=True)
 
 
 class _Means(NamedTuple):
