@@ -31,7 +31,8 @@ def formula_alone() -> Iterator[None]:
 
 def _has_cudnn() -> bool:
     """Whether the default device is a GPU that cuDNN has the kernel for."""
-    device = jax.config.jax_default_device
+    options: Any = jax.config
+    device = options.jax_default_device
     if device is None or isinstance(device, str):
         device = jax.devices(device)[0]
     if device.platform != "gpu" or "cuda" not in device.client.platform_version:
