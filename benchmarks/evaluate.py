@@ -7,7 +7,8 @@
 The checkpoint is whatever `mcmeqx.load` reads. Adds a row a seed to a table and writes
 a metric card beside it. Samples are rounded to 256 levels, as image files hold them.
 Each result says against what it was measured, by which network, behind which resize.
-The same command goes on where it was stopped, and does nothing twice.
+The same command goes on where it was stopped, and does nothing twice, unless the code
+of the metrics has changed.
 """
 
 import shlex

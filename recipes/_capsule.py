@@ -12,6 +12,7 @@ from _runs import whole
 import mcmeqx as mc
 
 _NONE = np.zeros(0, np.int32)
+_DAMAGE = (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile)
 
 
 class Capsule(NamedTuple):
@@ -41,7 +42,7 @@ def read_capsule(path: Path) -> Capsule:
         with path.open("rb") as file, np.load(file) as stored:
             x, label = stored["x"], stored["label"]
             stage, step = str(stored["stage"]), int(stored["step"])
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+    except _DAMAGE as error:
         raise ValueError(f"{path} is no capsule of a stopped run: {error}") from error
     batch = mc.Example(jnp.asarray(x), jnp.asarray(label) if label.size else None)
     return Capsule(path, stage, batch, step)

@@ -193,6 +193,19 @@ def test_who_reads_a_folder_takes_nothing_from_who_writes_there(tmp_path):
     assert_same_bits(Checkpoints(tmp_path).restore(start(made)), states[1])
 
 
+def test_a_step_that_another_program_has_gone_past_is_refused(tmp_path):
+    made = learner()
+    states = [fit(made, start(made), batches(n), steps=n) for n in (2, 3)]
+    late = Checkpoints(tmp_path)
+    other = Checkpoints(tmp_path)
+    other.save(states[1])
+    other.wait()
+    with pytest.raises(
+        ValueError, match="holds step 3 already, this state is at step 2"
+    ):
+        late.save(states[0])
+
+
 def test_a_config_that_is_no_json_is_refused_before_the_run(tmp_path):
     with pytest.raises(ValueError, match=r"config is no JSON: .*PosixPath"):
         Checkpoints(tmp_path, config={"out": tmp_path})

@@ -187,6 +187,11 @@ def test_a_number_in_a_pickle_allocates_nothing():
     assert pickle.loads(pickled) == {}
     with little_memory():
         assert unpickle(io.BytesIO(pickled), "file") == {}
+    # BYTEARRAY8, which says that it is of so many bytes.
+    long = b"\x80\x05\x96" + (2**26).to_bytes(8, "little") + b"abc."
+    with little_memory(), pytest.raises(ValueError, match="file is no pickle"):
+        unpickle(io.BytesIO(long), "file")
+    assert unpickle(io.BytesIO(pickle.dumps({"a": bytearray(b"abc")}, 5)), "file")
 
 
 def test_nested_labels_do_not_multiply(tmp_path):

@@ -130,8 +130,10 @@ def test_a_folder_that_cannot_be_read_is_no_class_less(tmp_path, monkeypatch):
         (tmp_path / name / "1.png").write_bytes(noise(4, 4))
     real = os.scandir
 
+    refused = ("b",)
+
     def scandir(path):
-        if str(path).endswith("b"):
+        if str(path).endswith(refused):
             raise PermissionError(f"{path} is not yours")
         return real(path)
 
@@ -139,6 +141,11 @@ def test_a_folder_that_cannot_be_read_is_no_class_less(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "scandir", scandir)
     with pytest.raises(PermissionError, match="b is not yours"):
         Pictures(tmp_path)
+    (tmp_path / "b").rename(tmp_path / "c" / ".Trash-b")
+    for name in ("lost+found", ".Trash-b"):
+        (tmp_path / name).mkdir()
+    refused = ("b", "found")
+    assert Pictures(tmp_path).classes == ("a", "c")
 
 
 def test_a_thin_picture_is_not_enlarged_without_bound(tmp_path):

@@ -671,7 +671,8 @@ def test_a_run_that_dies_leaves_a_capsule_and_the_command_that_opens_it(
     assert sum("not finite" in line for line in lines) == 8
     np.save(run / "array.npy", np.zeros(1))
     (run / "cut.npz").write_bytes(capsule.read_bytes()[:99])
-    for name in ("m.jsonl", "array.npy", "cut.npz", "absent.npz"):
+    (run / "empty.npz").touch()
+    for name in ("m.jsonl", "array.npy", "cut.npz", "empty.npz", "absent.npz"):
         with pytest.raises(ValueError, match="is no capsule"):
             stage(run, few_images, replay=run / name)
     with pytest.raises(ValueError, match="newest checkpoint of step 0"):

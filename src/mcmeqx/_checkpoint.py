@@ -70,20 +70,21 @@ class Checkpoints:
 
         Raises ValueError if the folder holds this step or a later one of another run.
         """
-        step, newest = int(state.step), self._manager.latest_step()
+        step = int(state.step)
         if step == self._reached:
             return
-        if newest is not None and step <= newest:
-            raise ValueError(
-                f"{self._folder} holds step {newest} already, this state is "
-                f"at step {step}: restore what is there, or give another folder"
-            )
         if not self._saves:
             # What a killed run left unfinished goes now: one that only reads would take
             # from a run that lives what it is writing.
             self._manager.close()
             self._manager = self._open(cleanup_tmp_directories=True)
             self._saves = True
+        newest = self._manager.latest_step()
+        if newest is not None and step <= newest:
+            raise ValueError(
+                f"{self._folder} holds step {newest} already, this state is "
+                f"at step {step}: restore what is there, or give another folder"
+            )
         ema, training = _split(state)
         about = {
             "model": describe(state.ema),

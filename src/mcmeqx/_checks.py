@@ -39,7 +39,8 @@ def check_times(ts: Any, *, rising: bool) -> None:
         raise ValueError(
             f"times lie in [0, 1], from data to noise, as uniform_grid(8), got {ts}"
         )
-    gaps = np.diff(ts)
+    # As samplers see them.
+    gaps = np.diff(np.asarray(ts, np.float32))
     if not (np.all(gaps < 0.0) or (rising and np.all(gaps > 0.0))):
         raise ValueError(
             "times fall from each to the next, as uniform_grid(8), and along "

@@ -63,9 +63,9 @@ def export_sampler(
 
     Raises FileExistsError if there is a file, ValueError if the model does not take a
     sample of `shape`, lacks a label or guidance that it needs or has arrays of
-    bfloat16, for a `ProbabilityFlow`, a grid without a step, a `batch_size` below 1 or
-    a `guidance` below 0, and ImportError without flatbuffers (`pip install
-    "mcmeqx[export]"`).
+    bfloat16, for a `ProbabilityFlow`, a grid without a step or that does not fall, a
+    `batch_size` below 1 or a `guidance` below 0, and ImportError without flatbuffers
+    (`pip install "mcmeqx[export]"`).
     """
     check_times(ts, rising=sampler.rising)
     check_guidance(guidance)

@@ -83,7 +83,8 @@ def fit(
     A callback must not keep the state, whose buffers the next step takes. `save` gets
     the state after each step that is a multiple of `save_every`, when all callbacks
     have seen that step, so that what it writes and what they write fit together. The
-    state given stays as it is: where two do not fit, give it away, with no name kept.
+    state given is copied, and stays as it is: give it away, with no name kept, and it
+    takes no room while the run goes on.
 
     Raises `Interrupted` on SIGTERM or SIGINT, after the step in flight, and
     `NonFiniteLossError` after `patience` steps in a row whose loss or gradient is not
@@ -95,8 +96,9 @@ def fit(
         if value < 1:
             raise ValueError(f"{name} is a number of steps, 1 or more, got {value}")
     mesh = make_mesh() if mesh is None else mesh
-    # A step takes the buffers of its state, and those of the learner it leaves.
-    state, learner = place(state, mesh), place(learner, mesh, copy=False)
+    # A step takes the buffers of its state, and leaves those of the learner.
+    state = place(state, mesh)
+    learner = place(learner, mesh, copy=False)
     watch = _Watch(tuple(callbacks), patience)
     start = int(state.step)
     teacher = getattr(learner.loss, "teacher", None)

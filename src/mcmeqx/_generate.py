@@ -77,9 +77,10 @@ def generate(
     one, or of a `Guided` model in place of its own; and traced. `describe` names a
     progress bar.
 
-    Raises ValueError if `ts` has no step, leaves [0, 1] or does not fall, `noise` is
-    empty or below float32, `labels` differ in number or are no classes of the model or
-    of what guides it, `batch_size` is not positive or `guidance` negative.
+    Raises ValueError if `ts` has no step, leaves [0, 1] or does not fall (but see
+    `ProbabilityFlow`), `noise` is empty or below float32, `labels` differ in number or
+    are no classes of the model or of what guides it, `batch_size` is not positive or
+    `guidance` negative.
     """
     n = len(noise)
     if n < 1 or batch_size < 1:

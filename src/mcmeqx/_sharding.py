@@ -89,7 +89,11 @@ def place(tree: Tree, mesh: Mesh, *, copy: bool = True) -> Tree:
     if jax.process_count() == 1:
         placed = jax.device_put(arrays, where, may_alias=not copy)
     else:
-        placed = jax.tree.map(_share, arrays, where)
+        placed = jax.tree.map(
+            lambda a, to: a if not copy and a.sharding == to else _share(a, to),
+            arrays,
+            where,
+        )
     return eqx.combine(placed, static)
 
 

@@ -69,8 +69,9 @@ class Learner(eqx.Module):
     ) -> TrainState:
         """The state before the first step; `model` is copied, never shared.
 
-        With a `mesh` it is made where `place` would put it: no device ever holds more
-        than its share, where otherwise the first one holds all.
+        With a `mesh` it is made where `place` would put it, by an `optimizer.init` that
+        is traced: beside `model`, no device ever holds more than its share, where
+        otherwise the first one holds all.
         """
         if mesh is None:
             return self._fresh(model, key)
@@ -216,7 +217,8 @@ def _update(inputs: tuple[Learner, Example], state: TrainState):
     updates, opt_state = learner.optimizer.update(
         means.grads, state.opt_state, parameters
     )
-    model = eqx.apply_updates(state.model, updates)
+    # In the parameters' dtype, as Equinox's own would not be.
+    model = eqx.combine(optax.apply_updates(parameters, updates), state.model)
     done = state.step.astype(jnp.float32)
     decay = jnp.minimum(learner.ema_decay, (1 + done) / (10 + done))
     ema = jax.tree.map(

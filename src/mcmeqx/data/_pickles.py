@@ -10,6 +10,7 @@ bytes that stand in the file, so that no shape makes it allocate more than that.
 import io
 import pickle
 import re
+import struct
 from typing import Any
 
 import numpy as np
@@ -49,9 +50,17 @@ def _plain(item: Any, depth: int = 2) -> Any:
     return item.value if type(item) is _Array else item
 
 
+def _bytearray(unpickler: Any) -> None:
+    """Reads as much as there is, where Python's own makes as much as is said."""
+    [size] = struct.unpack("<Q", unpickler.read(8))
+    unpickler.append(bytearray(unpickler.read(size)))
+
+
 # Python's own, not C's, which makes a list as long as the number that a pickle gives to
 # something it names again.
 class _Unpickler(pickle._Unpickler):
+    dispatch = pickle._Unpickler.dispatch | {pickle.BYTEARRAY8[0]: _bytearray}
+
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("numpy", "ndarray"):
             return _NDARRAY

@@ -31,7 +31,8 @@ class Folder(AbstractStore):
     """The files in the folder `path` and the folders below it.
 
     A link at the top level is followed, deeper ones to folders are not. `OSError` for
-    a folder that cannot be read: without it, later classes would have other labels.
+    a folder that cannot be read, unless it is hidden: without it, later classes would
+    have other labels.
     """
 
     def __init__(self, path: Path) -> None:
@@ -40,7 +41,10 @@ class Folder(AbstractStore):
             top = [(entry.name, entry.is_dir()) for entry in entries]
         names = [name for name, is_folder in top if not is_folder]
         for name in (name for name, is_folder in top if is_folder):
-            for folder, _, files in os.walk(path / name, onerror=_raised):
+            if _is_hidden(name):
+                continue
+            for folder, inside, files in os.walk(path / name, onerror=_raised):
+                inside[:] = [name for name in inside if not _is_hidden(name)]
                 inner = Path(folder).relative_to(path).as_posix()
                 names += [f"{inner}/{file}" for file in files]
         self.names = _shown(names)
@@ -122,9 +126,9 @@ def _refuse_leading_out(name: str, path: Path) -> None:
 
 
 def _shown(names: list[str]) -> tuple[str, ...]:
-    hidden = [
-        any(part.startswith((".", "__MACOSX")) for part in name.split("/"))
-        for name in names
-    ]
-    kept = [name for name, hide in zip(names, hidden, strict=True) if not hide]
-    return tuple(sorted(kept))
+    return tuple(sorted(n for n in names if not any(map(_is_hidden, n.split("/")))))
+
+
+def _is_hidden(name: str) -> bool:
+    """Whether a system made the file or folder, for itself."""
+    return name.startswith((".", "__MACOSX")) or name == "lost+found"
