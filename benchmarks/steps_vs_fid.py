@@ -138,7 +138,7 @@ def main(config: Config) -> Path:
     rows.sort(key=lambda row: methods.index(row["method"]))
     print(f"\n{text(rows)}\n\nBlock 3, 24 features:\n\n{text(rows, EARLY[0])}")
     picture = table.with_suffix(".png")
-    if picture.exists() and any(_is_of_others(row, config) for row in every_row):
+    if picture.exists() and any(_is_of_others(r, images, config) for r in every_row):
         print(f"\n{picture} stays: {table} has rows of other samples or seeds too")
         return table
     plot(rows, picture)
@@ -151,14 +151,10 @@ def main(config: Config) -> Path:
 def _about(
     cell: Cell, images: ImageSet, reference: str, config: Config
 ) -> dict[str, Any]:
-    """What a row says of its cell; a teacher of the package has its own history.
-
-    A teacher that lies in a file does not depend on `config.seed`: its rows say 0.
-    """
+    """What a row says of its cell; a teacher of the package has its own history."""
     preset, student = images.preset, cell.student
     iterations = preset.iterations if student else preset.teacher_iterations
     known = student or preset.teacher != "embedded"
-    seeded = student or not images.teacher.exists()
     taught: Taught = "teacher"
     if student is not None:
         taught = "ct" if student.from_data else "cd"
@@ -170,15 +166,22 @@ def _about(
         "iterations": iterations if known else "",
         "batch_size": preset.batch_size if known else "",
         "reference_sha256": reference,
-        "training_seed": config.seed if seeded else 0,
+        "training_seed": _training_seed(cell.method, images, config),
         "plan": images.plan(taught),
     }
 
 
-def _is_of_others(row: dict[str, Any], config: Config) -> bool:
+def _training_seed(method: str, images: ImageSet, config: Config) -> int:
+    """A teacher that lies in a file does not depend on `config.seed`, and says 0."""
+    student = method.startswith(("CD", "CT"))
+    return config.seed if student or not images.teacher.exists() else 0
+
+
+def _is_of_others(row: dict[str, Any], images: ImageSet, config: Config) -> bool:
     """Whether a row is of a table of its own, with pictures of its own."""
-    same = int(row["samples"]) == config.samples
-    return not same or int(row["training_seed"]) not in (0, config.seed)
+    seed = _training_seed(row["method"], images, config)
+    ours = str(config.samples), str(seed)
+    return (row["samples"], row["training_seed"]) != ours
 
 
 def _key(row: dict[str, Any]) -> tuple[str, ...]:

@@ -43,7 +43,7 @@ def given_teacher(name: str, preset: Preset) -> tuple[Trained | None, str | None
     if name == "scratch":
         return None, None
     path = _path(name, mc.EMOJI_TEACHER, "--teacher", "scratch", preset)
-    return Trained(given(path, preset), name, None, None), _hash(path)
+    return Trained(given(path, preset), name, None, None), file_sha256(path)
 
 
 def given_student(name: str, preset: Preset) -> tuple[mc.Denoiser | None, str | None]:
@@ -51,7 +51,7 @@ def given_student(name: str, preset: Preset) -> tuple[mc.Denoiser | None, str | 
     if name == "teacher":
         return None, None
     path = _path(name, mc.EMOJI_STUDENT, "--start-from", "teacher", preset)
-    return given(path, preset), _hash(path)
+    return given(path, preset), file_sha256(path)
 
 
 def _path(name: str, embedded: Path, option: str, other: str, preset: Preset) -> Path:
@@ -63,5 +63,6 @@ def _path(name: str, embedded: Path, option: str, other: str, preset: Preset) ->
     return embedded if name == "embedded" else Path(name)
 
 
-def _hash(path: Path) -> str:
+def file_sha256(path: Path) -> str:
+    """SHA-256 of what is in the file."""
     return hashlib.sha256(path.read_bytes()).hexdigest()

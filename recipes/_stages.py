@@ -1,11 +1,13 @@
 """What the ImageNet 64x64 recipes share: presets, data, and models in files."""
 
+import hashlib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from _solvers import Kind
 
 import mcmeqx as mc
@@ -102,7 +104,9 @@ def load(
     if data_dir is not None:
         images = mc.data.imagenet64(data_dir)
         print(f"ImageNet 64x64 from {data_dir}: {_size(images)}", flush=True)
-        return preset, with_headroom(images, preset)
+        # A part of ImageNet has labels of its own.
+        network = replace(preset.network, classes=len(images.classes))
+        return replace(preset, network=network), with_headroom(images, preset)
     what = "OpenMoji emoji" if emoji64_dir is None else "emoji of five vendors"
     line = "=" * 78
     print(
@@ -117,6 +121,15 @@ def load(
     )
     print(_size(images), flush=True)
     return preset, with_headroom(images, preset)
+
+
+def data_sha256(images: mc.data.Images) -> str:
+    """Hash of all labels and of the pixels of 2,048 images, or of all if fewer."""
+    some = np.linspace(0, len(images) - 1, min(len(images), 2048)).astype(int)
+    found = hashlib.sha256(repr((images.shape, images.classes)).encode())
+    found.update(images.labels.tobytes())
+    found.update(images.pixels[some].tobytes())
+    return found.hexdigest()
 
 
 def with_headroom(images: mc.data.Images, preset: Preset) -> mc.data.Images:

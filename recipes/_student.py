@@ -12,12 +12,13 @@ from _options import Config, filled
 from _rows import Row, teacher_rows
 from _runs import claim
 from _stages import (
-    DEMO,
     WEIGHTINGS,
     Preset,
     computed,
+    data_sha256,
     load,
     new_denoiser,
+    preset_of,
     with_label_dropout,
 )
 from _training import Plan, train
@@ -73,7 +74,7 @@ def run_student(
     mesh = start(
         config.mesh,
         config.hosts,
-        batch_size=config.training.batch_size or DEMO.batch_size,
+        batch_size=config.training.batch_size or preset_of(config.data_dir).batch_size,
         accumulate=config.memory.accumulate,
     )
     segments = mc.Segments(config.steps)
@@ -104,8 +105,12 @@ def run_student(
     asked = None if guidance_range is None else scale
     later = ("evaluation", *MACHINE, "replay")
     later += () if asked is None else ("guidance",)
-    files = {"teacher_sha256": sha256, "student_sha256": student_sha256}
-    run = claim(plan.out, kind, plan, *later, **files)
+    made_of = {
+        "data_sha256": data_sha256(images),
+        "teacher_sha256": sha256,
+        "student_sha256": student_sha256,
+    }
+    run = claim(plan.out, kind, plan, *later, **made_of)
     keys = jax.random.split(jax.random.key(plan.seed), 3)
     teacher = teacher or train(
         "teacher",

@@ -13,14 +13,15 @@ from pathlib import Path
 from typing import Literal
 
 import jax
-from _given import start_from
+from _given import file_sha256, start_from
 from _machine import MACHINE, Hosts, Memory, Mesh, start
 from _runs import claim, fill
 from _stages import (
-    DEMO,
     computed,
+    data_sha256,
     load,
     new_denoiser,
+    preset_of,
     with_label_dropout,
 )
 from _training import Plan, train
@@ -70,7 +71,7 @@ def main(config: Config) -> Path:
     mesh = start(
         config.mesh,
         config.hosts,
-        batch_size=config.batch_size or DEMO.batch_size,
+        batch_size=config.batch_size or preset_of(config.data_dir).batch_size,
         accumulate=config.memory.accumulate,
     )
     preset, images = load(config.data_dir, config.emoji64_dir)
@@ -98,11 +99,13 @@ def main(config: Config) -> Path:
         config.replay,
     )
     network_key, key = jax.random.split(jax.random.key(plan.seed))
+    made_of = {"data_sha256": data_sha256(images), "start_sha256": None}
     if plan.start_from is None:
         model = new_denoiser(preset, network_key)
     else:
         model = start_from(plan.start_from, preset)
-    run = claim(plan.out, "teacher", plan, *MACHINE, "replay")
+        made_of["start_sha256"] = file_sha256(plan.start_from)
+    run = claim(plan.out, "teacher", plan, *MACHINE, "replay", **made_of)
     grid = mc.uniform_grid(32)
     train("teacher", run, loss, model, images, training, grid=grid, key=key)
     print(f"teacher: {run / 'teacher.eqx'}")

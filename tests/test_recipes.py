@@ -549,6 +549,58 @@ def test_a_run_that_another_program_trains_is_left_alone():
     assert path.exists()
 
 
+def test_a_part_of_imagenet_has_the_classes_that_it_has(few_images, monkeypatch):
+    pixels, labels = few_images.pixels[:3], np.arange(3, dtype=np.int32)
+    part = mc.data.Images(pixels, labels, ("n01", "n02", "n03"), "part")
+    monkeypatch.setattr(_stages.mc.data, "imagenet64", lambda folder: part)
+    preset, images = _stages.load(Path("part"))
+    assert images.classes == part.classes
+    classes = {**vars(preset.network), "classes": 1000}
+    assert classes == vars(_stages.IMAGENET.network)
+    assert preset.network.classes == 3
+
+
+@pytest.mark.parametrize("recipe", [cd_imagenet64, teacher_imagenet64])
+def test_devices_are_as_many_as_share_the_batch_of_the_data(recipe, monkeypatch):
+    def start(*_, batch_size, **__):
+        raise SystemExit(batch_size)
+
+    for module in (_student, teacher_imagenet64):
+        monkeypatch.setattr(module, "start", start)
+    for data, size in ((Path("imagenet"), 2048), (None, 8)):
+        with pytest.raises(SystemExit) as asked:
+            recipe.main(recipe.Config(data_dir=data))
+        assert asked.value.code == size
+
+
+def test_a_run_on_other_data_or_from_another_model_is_refused(few_images, monkeypatch):
+    first = teacher_imagenet64.Config(iterations=1, out=Path("first"))
+    path = teacher_imagenet64.main(first)
+    second = teacher_imagenet64.Config(iterations=1, out=Path("on"), start_from=path)
+    teacher_imagenet64.main(second)
+    model = mc.load_model(path, _stages.denoiser_shapes(_stages.DEMO))
+    path.unlink()
+    mc.save_model(path, jax.tree.map(lambda a: a + 1, model))
+    with pytest.raises(ValueError, match="on holds a run with start_sha256="):
+        teacher_imagenet64.main(second)
+    student = tiny_config(out=Path("cd"))
+    monkeypatch.setattr(_student, "train", lambda *_, **__: sys.exit("begun"))
+    with pytest.raises(SystemExit, match="begun"):
+        cd_imagenet64.main(student)
+    pixels = few_images.pixels.copy()
+    pixels[-1, -1, -1, -1] ^= 1
+    for field, value in (
+        ("pixels", pixels),
+        ("labels", few_images.labels[::-1].copy()),
+    ):
+        other = dataclasses.replace(few_images, **{field: value})
+        monkeypatch.setattr(_stages.mc.data, "openmoji", lambda other=other: other)
+        with pytest.raises(ValueError, match="first holds a run with data_sha256="):
+            teacher_imagenet64.main(first)
+        with pytest.raises(ValueError, match="cd holds a run with data_sha256="):
+            cd_imagenet64.main(student)
+
+
 def test_two_programs_that_write_one_file_do_not_meet_in_its_parts(tmp_path):
     # In two containers both may be process 1, as here both are the same.
     path = tmp_path / "samples" / "result.json"

@@ -244,7 +244,10 @@ def test_seeds_data_and_teachers_are_told_apart(tiny, tmp_path, monkeypatch, cap
     found, shown = measured()
     assert found == both
     both += [("CD", "1")]
+    picture = tiny.out / "steps_vs_fid_fashion_mnist.png"
+    before = picture.read_bytes()
     assert measured(seed=1)[0] == both
+    assert picture.read_bytes() == before
     other = dataclasses.replace(images.images, pixels=images.images.pixels[::-1])
     other = dataclasses.replace(images, images=other)
     with pytest.raises(ValueError, match=r"cd_1 holds a run with images_sha256="):
