@@ -24,15 +24,11 @@ class Capsule(NamedTuple):
     step: int
 
 
-def save_capsule(path: Path, stage: str, error: mc.NonFiniteLossError) -> None:
-    """Write the batch and step of `error`; the checkpoint of `stage` is the state.
-
-    Where there are several processes it holds the rows of this one.
-    """
-    batch = mc.local_rows(error.batch)
+def save_capsule(path: Path, stage: str, step: int, batch: mc.Example) -> None:
+    """Write a step and its whole batch; the checkpoint of `stage` is the state."""
     label = _NONE if batch.label is None else batch.label
     with whole(path) as part, part.open("wb") as file:
-        np.savez(file, x=batch.x, label=label, step=error.step, stage=stage)
+        np.savez(file, x=batch.x, label=label, step=step, stage=stage)
 
 
 def read_capsule(path: Path) -> Capsule:

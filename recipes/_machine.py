@@ -6,9 +6,11 @@ Nothing here is part of what a run is: a run may go on with other values of thes
 import contextlib
 import math
 import os
+import signal
 from dataclasses import dataclass
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh as DeviceMesh
 
@@ -90,6 +92,15 @@ def part() -> None:
     if jax.process_count() > 1:
         meet("part")
         jax.distributed.shutdown()
+        # JAX watched for it, and leaves nobody to answer.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def by_first(value: bool) -> bool:
+    """What the first process gives, for all: each must ask."""
+    if jax.process_count() == 1:
+        return value
+    return bool(multihost_utils.broadcast_one_to_all(np.asarray(value)))
 
 
 def meet(name: str) -> None:

@@ -10,7 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from _machine import first, meet
+from _machine import by_first, first, meet
 from filelock import FileLock, Timeout
 
 _PART = "part_"
@@ -78,15 +78,20 @@ def alone(path: Path) -> Iterator[None]:
 
     The system gives it back when a program ends, however it ends.
     """
-    lock = FileLock(path, timeout=0) if first() else contextlib.nullcontext()
-    try:
-        with lock:
-            yield
-    except Timeout:
-        raise ValueError(
-            f"another program trains in {path.parent} now (it holds {path}): wait for "
-            "it, or give another folder"
-        ) from None
+    with contextlib.ExitStack() as held:
+        free = True
+        if first():
+            try:
+                held.enter_context(FileLock(path, timeout=0))
+            except Timeout:
+                free = False
+        # All end: those left would wait for the first.
+        if not by_first(free):
+            raise ValueError(
+                f"another program trains in {path.parent} now (it holds {path}): wait "
+                "for it, or give another folder"
+            )
+        yield
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -161,7 +161,7 @@ def _fit(
             mesh=plan.mesh,
         )
     except mc.Stopped as stopped:
-        raise _last_words(stopped, checkpoints, done) from None
+        raise _last_words(stopped, checkpoints, done, plan.mesh) from None
     finally:
         checkpoints.wait()
         for writer in board:
@@ -201,15 +201,16 @@ def _board(name: str, run: Path, plan: Plan, begun: int) -> list[mc.TensorBoard]
 
 
 def _last_words(
-    stopped: mc.Stopped, checkpoints: mc.Checkpoints, done: Path
+    stopped: mc.Stopped, checkpoints: mc.Checkpoints, done: Path, mesh: Mesh
 ) -> SystemExit:
     """Save what a stopped run had reached; the exit that says how to go on."""
     checkpoints.save(stopped.state)
     command = shlex.join(["python", *sys.argv])
     if isinstance(stopped, mc.NonFiniteLossError):
         capsule = done.with_name(f"{done.stem}_capsule.npz")
+        batch = mc.gathered(stopped.batch, mesh)
         if first():
-            save_capsule(capsule, done.stem, stopped)
+            save_capsule(capsule, done.stem, stopped.step, batch)
         print(
             f"\n{stopped}. Look into it with:\n\n    {command} --replay {capsule}\n",
             file=sys.stderr,

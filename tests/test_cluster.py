@@ -1,12 +1,17 @@
 """When a process joins others, and with what it asks JAX to do so."""
 
+import os
+import signal
+import socket
+import subprocess
 import sys
 from pathlib import Path
 
+import filelock
 import jax
 import pytest
 
-from mcmeqx import connect
+from mcmeqx import _signals, connect
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "recipes"))
 
@@ -108,6 +113,78 @@ def test_a_cpu_is_one_device_for_each_core_that_gets_its_rows(
     _machine.start(_machine.Mesh(), _machine.Hosts(), batch_size=batch_size)
     found = [value for name, value in asked if name == "jax_num_cpu_devices"]
     assert found == devices
+
+
+def test_processes_say_where_they_begin_before_a_signal_can_come(monkeypatch):
+    asked = []
+
+    def reached(step):
+        asked.append(step)
+        return step == 7
+
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(
+        _signals.multihost_utils, "reached_preemption_sync_point", reached
+    )
+    with _signals.stop_signals(5) as stop:
+        assert [stop(6), stop(7)] == [None, signal.SIGTERM]
+    assert asked == [5, 6, 7]
+
+
+TWO = """
+import os, signal, sys, time
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import _machine, _runs
+import mcmeqx as mc
+from mcmeqx._signals import stop_signals
+
+index = int(sys.argv[3])
+mc.connect(f"localhost:{sys.argv[2]}", 2, index)
+_machine.meet("up")
+with stop_signals(5) as stop:
+    if index == 1:
+        os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(3)
+    print([bool(stop(step)) for step in range(6, 9)])
+try:
+    with _runs.alone(Path(sys.argv[4])):
+        print("alone")
+except ValueError as error:
+    print(error)
+_machine.part()
+sys.stdout.flush()
+os.kill(os.getpid(), signal.SIGTERM)
+time.sleep(60)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_stop_together_and_end_together(tmp_path):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    recipes, lock = str(Path(_machine.__file__).parent), tmp_path / "lock"
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    with filelock.FileLock(lock):
+        processes = [
+            subprocess.Popen(
+                [sys.executable, "-c", TWO, recipes, port, str(i), str(lock)],
+                env=environment,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            for i in range(2)
+        ]
+        outputs = [process.communicate(timeout=120)[0] for process in processes]
+    for process, output in zip(processes, outputs, strict=True):
+        said = [line for line in output.splitlines() if not line.startswith("[Gloo]")]
+        stops, refused = said
+        # After the step behind that which both had begun from.
+        assert stops == "[True, False, False]"
+        assert refused.startswith(f"another program trains in {tmp_path} now")
+        # Of its own after they have parted, as ever.
+        assert process.returncode == -signal.SIGTERM
 
 
 def test_recipes_keep_compiled_programs_unless_told_where(

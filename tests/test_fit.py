@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 
+import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -28,9 +29,12 @@ from mcmeqx import (
     MidpointTeacher,
     MultistepConsistencyLoss,
     NonFiniteLossError,
+    ODETeacher,
     OutOfBatchesError,
     Segments,
+    adaptive_steps,
     fit,
+    fixed_steps,
     generate,
     make_mesh,
     measure_x_var,
@@ -244,12 +248,13 @@ def test_processes_are_asked_once_more_after_the_last_step(monkeypatch):
     asked, made = [], learner()
 
     @contextlib.contextmanager
-    def signals():
+    def signals(start):
+        asked.append(start)
         yield asked.append
 
     monkeypatch.setattr(fit_module, "stop_signals", signals)
     fit(made, start(made), batches(2), steps=2)
-    assert asked == [1, 2, 3]
+    assert asked == [0, 1, 2, 3]
 
 
 def test_a_run_in_another_thread_sees_no_signal_and_ends():
@@ -319,6 +324,18 @@ def test_batches_that_do_not_split_are_named():
         made.step(start(made), batches(1)[0])
     with pytest.raises(ValueError, match="accumulate is 1 or more, got 0"):
         learner(accumulate=0)
+
+
+@pytest.mark.parametrize("steps", [fixed_steps(1), adaptive_steps(1e-2)], ids=repr)
+def test_a_solve_that_fails_is_a_step_that_is_skipped(steps):
+    network = MLPConfig(2, width=8, depth=1, embedding=8).build(key=KEY)
+    teacher = ODETeacher(Denoiser(network, Cosine()), diffrax.Heun(), steps)
+    made = learner(MultistepConsistencyLoss(teacher, Segments(2)))
+    data = batches(3)
+    data[1].x[3] = np.nan
+    end = fit(made, start(made), data, steps=3)
+    assert (int(end.step), int(end.skipped)) == (3, 1)
+    assert all(np.all(np.isfinite(a)) for a in arrays(end))
 
 
 def test_an_array_that_is_filled_again_does_not_change_a_batch_that_is_there():

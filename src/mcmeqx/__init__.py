@@ -77,7 +77,6 @@ from mcmeqx._segment import Times as Times
 from mcmeqx._segment import merge_steps as merge_steps
 from mcmeqx._sharding import check_batch_size as check_batch_size
 from mcmeqx._sharding import gathered as gathered
-from mcmeqx._sharding import local_rows as local_rows
 from mcmeqx._sharding import make_mesh as make_mesh
 from mcmeqx._sharding import place as place
 from mcmeqx._sharding import place_shapes as place_shapes

@@ -105,7 +105,7 @@ def fit(
     guide = getattr(getattr(teacher, "guidance", None), "negative", None)
     known = label_range(state.model, getattr(teacher, "denoiser", None), guide)
     stream = _ahead(batches, mesh, start, steps, learner.accumulate, known)
-    with stop_signals() as stop:
+    with stop_signals(start) as stop:
         for step in range(start + 1, steps + 1):
             batch = next(stream, None)
             if batch is None:

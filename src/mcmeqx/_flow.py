@@ -51,6 +51,7 @@ def probability_flow(
     *,
     solver: Solver = TSIT5,
     stepsize_controller: StepSizeController = ADAPTIVE,
+    throw: bool = True,
 ) -> Flow:
     """`z` at time t carried to time s along the probability flow: one example.
 
@@ -59,7 +60,8 @@ def probability_flow(
     `stepsize_controller` other than `fixed_steps` and `adaptive_steps` must know.
 
     Raises an error where a solve takes more than 4096 steps or ever shorter ones,
-    which names the time, or ends with a number that is not finite.
+    which names the time, or ends with a number that is not finite; without `throw` it
+    gives NaN there.
     """
 
     def field(time: Scalar, y: Sample) -> Sample:
@@ -73,6 +75,7 @@ def probability_flow(
         s,
         solver=solver,
         stepsize_controller=stepsize_controller,
+        throw=throw,
     )
     return Flow(z + change, evaluations, change)
 

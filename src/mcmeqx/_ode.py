@@ -91,11 +91,13 @@ def integrate(
     *,
     solver: Solver,
     stepsize_controller: StepSizeController,
+    throw: bool = True,
 ) -> tuple[PyTree, Int[Array, ""]]:
     """The y at s of `dy/dtheta = field(time, y)` from `start` at t, and the cost.
 
     s may lie before or after t. Raises an error when a solve needs more than
-    4096 steps, which says where, or meets a number that is not finite.
+    4096 steps, which says where, or meets a number that is not finite; without `throw`
+    y is then NaN.
     """
     check_solver(solver, stepsize_controller)
     stages, first = _calls(solver)
@@ -135,7 +137,10 @@ def integrate(
     )
     end = jax.tree.map(lambda leaf: leaf[-1], solution.ys)
     stuck = ~(solution.result == diffrax.RESULTS.successful)
-    end = _checked(end, stuck, t - solution.ts[-1] * length, max_steps)
+    if throw:
+        end = _checked(end, stuck, t - solution.ts[-1] * length, max_steps)
+    else:
+        end = jax.tree.map(lambda leaf: jnp.where(stuck, jnp.nan, leaf), end)
     return end, stages * solution.stats["num_steps"] + first
 
 

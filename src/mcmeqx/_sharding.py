@@ -189,18 +189,6 @@ def gathered(tree: Tree, mesh: Mesh) -> Tree:
     return eqx.combine(jax.tree.map(jnp.array, own), static)
 
 
-def local_rows(batch: Tree) -> Tree:
-    """This process's rows of a batch that `split_batch` split, on the host."""
-
-    def one(rows: Any) -> np.ndarray:
-        shards = {
-            shard.index[0].start or 0: shard.data for shard in rows.addressable_shards
-        }
-        return np.concatenate([np.asarray(shards[start]) for start in sorted(shards)])
-
-    return jax.tree.map(one, batch)
-
-
 def check_batch_size(batch_size: int, mesh: Mesh, accumulate: int = 1) -> None:
     """ValueError unless `batch_size` splits into `accumulate` parts over the mesh."""
     devices = mesh.size

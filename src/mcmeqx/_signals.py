@@ -15,8 +15,10 @@ Stop = Callable[[int], signal.Signals | None]
 
 
 @contextmanager
-def stop_signals() -> Iterator[Stop]:
+def stop_signals(start: int) -> Iterator[Stop]:
     """Within it, `stop(step)` gives the signal that asked the run to end, or None.
+
+    `start` is the step before the first that is asked about.
 
     A second signal does what it did before. Several processes agree on the step after
     which all stop, through JAX's own service, which watches for SIGTERM; there Ctrl-C
@@ -24,6 +26,9 @@ def stop_signals() -> Iterator[Stop]:
     handler, no signal is seen.
     """
     if jax.process_count() > 1:
+        # They stop after the step behind the last that any has asked about: without
+        # this, one of a former stage or run, which these may never reach.
+        multihost_utils.reached_preemption_sync_point(start)
 
         def agreed(step: int) -> signal.Signals | None:
             asked = multihost_utils.reached_preemption_sync_point(step)
