@@ -27,6 +27,8 @@ def chunked_features(
     must determine. Images lie in [-1, 1] and are made once for all networks.
     """
     out: list[list[np.ndarray]] = [[] for _ in against]
+    # Batches are filled up: larger ones would be mostly filling.
+    size = min(batch_size, CHUNK)
     starts = range(0, count, CHUNK)
     for start in tqdm(starts, desc=describe, unit="chunk", leave=False):
         end = min(start + CHUNK, count)
@@ -35,8 +37,6 @@ def chunked_features(
             path = folder / f"features_{start:08d}_{end:08d}.npy"
             if not path.exists():
                 images = make(start, end - start) if images is None else images
-                # Batches are filled up: larger ones would be mostly filling.
-                size = min(batch_size, CHUNK)
                 rows = features(network, images, batch_size=size)
                 with whole(path) as part, part.open("wb") as file:
                     np.save(file, rows)

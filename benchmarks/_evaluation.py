@@ -135,7 +135,8 @@ def _measured(
     every = [about | _said(data) for data in against]
     texts = [json.dumps(own) for own in every]
     # What former code of the metrics gave counts no more; features do.
-    ids = [_short(text + code_digest()) for text in texts]
+    code = code_digest()
+    ids = [_short(text + code) for text in texts]
     paths = [
         folder / _short(text) / f"result_{own}.json"
         for text, own in zip(texts, ids, strict=True)
