@@ -120,8 +120,10 @@ def tree_digest(tree: Any) -> str:
 
 
 def sampler_digest(sampler: mc.AbstractSampler) -> str:
-    """`tree_digest`, with the code of its class: of a former one, nothing counts."""
-    text = tree_digest(sampler) + inspect.getsource(type(sampler))
+    """`tree_digest`, with the code that samples: of former one, nothing counts."""
+    kinds = [k for k in type(sampler).__mro__ if issubclass(k, mc.AbstractSampler)]
+    modules = dict.fromkeys(map(inspect.getmodule, [*kinds, mc.ddim, mc.Cosine]))
+    text = tree_digest(sampler) + "".join(inspect.getsource(m) for m in modules if m)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -1,5 +1,6 @@
 """A contestant of `versus.py`: it lives on, and is asked a job at a time."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -33,7 +34,9 @@ class Resident:
     def ask(self, job: str) -> dict[str, float]:
         """Seconds that the job took now."""
         assert self._process.stdin is not None
-        print(job, file=self._process.stdin, flush=True)
+        # Of one that has ended there is no answer either.
+        with contextlib.suppress(BrokenPipeError):
+            print(job, file=self._process.stdin, flush=True)
         return self._answer()
 
     def end(self) -> None:

@@ -44,6 +44,8 @@ def add_row(
 
     Several programs may add to one table. Raises ValueError for one with other columns.
     """
+    # A link stays one, and has the lock of its table.
+    table = table.resolve()
     table.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(table.with_name(f".{table.name}.lock")):
         rows = read_rows(table, columns)

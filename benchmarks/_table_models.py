@@ -28,7 +28,8 @@ def _plan(images: ImageSet, iterations: int, learning_rate: float, seed: int) ->
 
 def _made_from(images: ImageSet, seed: int) -> dict[str, Any]:
     """What a model depends on beside its preset."""
-    return {"seed": seed, "images_sha256": digest(images.images.pixels)}
+    found = digest(images.images.pixels, images.images.labels)
+    return {"seed": seed, "images_sha256": found}
 
 
 def teacher_of(images: ImageSet, work: Path, seed: int) -> mc.Denoiser:

@@ -12,12 +12,13 @@ def read_rows(table: Path, columns: tuple[str, ...]) -> list[dict[str, Any]]:
 
     Raises ValueError for a table with other columns.
     """
-    if not table.exists():
+    if not table.exists() or not table.stat().st_size:
         return []
     with table.open(newline="") as file:
         reader = csv.DictReader(file)
+        names = tuple(reader.fieldnames or ())
         rows = list(reader)
-    if tuple(reader.fieldnames or ()) != columns:
+    if names != columns:
         raise ValueError(f"{table} has other columns: write to another one")
     return rows
 
@@ -30,9 +31,12 @@ def appended(table: Path, columns: tuple[str, ...]) -> Iterator[csv.DictWriter]:
     """
     read_rows(table, columns)
     table.parent.mkdir(parents=True, exist_ok=True)
-    new = not table.exists()
-    with table.open("a", newline="", buffering=1) as file:
+    with table.open("a+", newline="", buffering=1) as file:
         writer = csv.DictWriter(file, columns)
-        if new:
+        file.seek(0)
+        there = file.read()
+        if not there:
             writer.writeheader()
+        elif not there.endswith("\n"):
+            file.write("\r\n")
         yield writer

@@ -18,6 +18,7 @@ import mcmeqx as mc
 from mcmeqx._generate import padded, sample_rows
 
 TRAINING = ("teacher", "cd", "ct")
+PRECISIONS = ("float32", "bfloat16", "float16")
 SEGMENTS = mc.Segments(8)
 _TRUNK = mc.nets.UViTConfig(
     64, (mc.nets.Stage("transformer", 256, 8),), classes=1000, patch=4
@@ -37,6 +38,12 @@ def config_of(network: str) -> Any:
     if network not in _NETWORKS:
         raise ValueError(f"networks are {', '.join(_NETWORKS)}, got {network}")
     return _NETWORKS[network]
+
+
+def check_precision(name: str) -> None:
+    """ValueError for a precision in which JAX, as set here, would not compute."""
+    if name not in PRECISIONS:
+        raise ValueError(f"precisions are {', '.join(PRECISIONS)}, got {name}")
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--accumulate", type=int, default=1)
     parser.add_argument("--no-remat", action="store_true")
-    parser.add_argument("--precision", default="bfloat16")
+    precisions = ("bfloat16", "float16", "float32")
+    parser.add_argument("--precision", default="bfloat16", choices=precisions)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/memory.csv"))
     options = parser.parse_args()
     for name in ("devices", "fsdp", "batch_size", "accumulate"):

@@ -138,7 +138,8 @@ def main(config: Config) -> dict[str, float]:
     run = Trainee(mc.annealed_steps(64.0, 1280.0, 1000), mesh)
     batch = split_batch(images.take(range(BATCH)), mesh)
     taken: dict[str, list[float]] = {}
-    began, device = time.strftime("%Y-%m-%dT%H:%M"), named(jax.devices()[0].device_kind)
+    began = time.strftime("%Y-%m-%dT%H:%M:%S")
+    device = named(jax.devices()[0].device_kind)
     with (
         appended(config.out, COLUMNS) as table,
         tempfile.TemporaryDirectory() as name,

@@ -86,17 +86,20 @@ def main(config: Config) -> Path:
     """Measure what is not in the table yet; return the table's path."""
     at_least(1, seeds=config.seeds)
     at_least(2, samples=config.samples)
+    at_least(0, seed=config.seed)
     every = list(cells(PRESETS[config.data].teacher_step))
     wanted = [c for c in every if not config.only or c.name in config.only]
     unknown = set(config.only) - {cell.name for cell in wanted}
     if unknown:
         names = ", ".join(cell.name for cell in every)
         raise ValueError(f"there is no cell {sorted(unknown)}; there are {names}")
+    table = config.out / f"steps_vs_fid_{config.data}.csv"
+    # Before features, and perhaps a teacher, take hours.
+    read_rows(table, COLUMNS)
     images: ImageSet = getattr(_table_data, config.data)(config.folder)
     start(Mesh(), Hosts(), batch_size=images.preset.batch_size)
     work = config.work / config.data
     models = work / f"seed_{config.seed}"
-    table = config.out / f"steps_vs_fid_{config.data}.csv"
     load = mc.metrics.EfficientNetLite0.load
     against = [from_images(images.images, load(n), work) for n in (None, 3)]
     reference = against[0].reference.sha256
@@ -139,7 +142,10 @@ def main(config: Config) -> Path:
     print(f"\n{text(rows)}\n\nBlock 3, 24 features:\n\n{text(rows, EARLY[0])}")
     picture = table.with_suffix(".png")
     if picture.exists() and any(_is_of_others(r, images, config) for r in every_row):
-        print(f"\n{picture} stays: {table} has rows of other samples or seeds too")
+        print(
+            f"\n{picture} stays: {table} has rows of other samples or seeds too; "
+            "remove it to draw these, or give another --out"
+        )
         return table
     plot(rows, picture)
     samples = table.with_name(f"{table.stem}_samples.png")

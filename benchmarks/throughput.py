@@ -28,7 +28,7 @@ from _recipes import at_least
 from _roofline import Limits, bandwidth, traffic_bytes
 from _rounds import median_and_spread
 from _tables import appended
-from _work import TRAINING, Job, build, config_of
+from _work import TRAINING, Job, build, check_precision, config_of
 
 import mcmeqx as mc
 
@@ -132,6 +132,8 @@ def main(config: Config) -> None:
     at_least(1, **{f"batch_sizes[{i}]": n for i, n in enumerate(config.batch_sizes)})
     for network in config.networks:
         config_of(network)
+    for precision in config.precisions:
+        check_precision(precision)
     with appended(config.out, COLUMNS) as table:
         for network, name, batch_size, precision in itertools.product(
             config.networks, config.jobs, config.batch_sizes, config.precisions

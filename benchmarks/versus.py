@@ -107,7 +107,7 @@ def environment(config: Config) -> dict[str, str]:
 def residents(config: Config) -> list[Resident]:
     """Those that are installed, started: each gets ready while others do."""
     found: list[Resident] = []
-    for name in config.contestants:
+    for name in dict.fromkeys(config.contestants):
         missing = [n for n in NEEDS[name] if importlib.util.find_spec(n) is None]
         if missing:
             print(
@@ -123,9 +123,9 @@ def measure(config: Config, contestants: list[Resident]) -> dict[Any, list[float
     """Seconds by (job, contestant); every answer becomes a row at once."""
     taken: dict[Any, list[float]] = {}
     kind = "wall" if config.accelerator else "cpu"
-    run, flags = time.strftime("%Y-%m-%dT%H:%M"), os.environ.get("XLA_FLAGS", "")
+    run, flags = time.strftime("%Y-%m-%dT%H:%M:%S"), os.environ.get("XLA_FLAGS", "")
     with appended(config.out, COLUMNS) as table:
-        for job in config.jobs:
+        for job in dict.fromkeys(config.jobs):
             able = [c for c in contestants if job in c.jobs]
             for turn in range(1 - WARM_UP, config.rounds + 1):
                 for c in able:
@@ -156,12 +156,15 @@ def line(job: str, name: str, taken: dict[Any, list[float]]) -> str:
 
 
 def main(config: Config) -> None:
-    """Compare; exit 1 if networks are not of a size.
+    """Compare; exit 1 if networks are not of a size, or devices are not the same.
 
-    Raises ValueError for jobs that there are not.
+    Raises ValueError for jobs that there are not, and for more cores than there are.
     """
     read_rows(config.out, COLUMNS)
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: config.cores])
+    there = sorted(os.sched_getaffinity(0))
+    if config.cores > len(there):
+        raise ValueError(f"cores is {len(there)} at most here, got {config.cores}")
+    os.sched_setaffinity(0, there[: config.cores])
     contestants = residents(config)
     try:
         for c in contestants:
@@ -174,6 +177,11 @@ def main(config: Config) -> None:
             print(f"{c.name}: {c.parameters:,} parameters, {c.version}", flush=True)
             if abs(c.parameters / ours.parameters - 1) > 0.01:
                 raise SystemExit(f"void: {c.name} differs by more than 1%")
+            if c.device != ours.device:
+                raise SystemExit(
+                    f"void: {c.name} runs on {c.device}, mcmeqx on {ours.device}: "
+                    "install JAX and PyTorch for the same device"
+                )
         measure(config, contestants)
     finally:
         for c in contestants:

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import os
 import re
 import secrets
 from collections.abc import Iterator
@@ -79,14 +80,16 @@ def alone(path: Path) -> Iterator[None]:
     The system gives it back when a program ends, however it ends.
     """
     with contextlib.ExitStack() as held:
-        free = True
+        failed = None
         if first():
             try:
                 held.enter_context(FileLock(path, timeout=0))
-            except Timeout:
-                free = False
+            except Exception as error:
+                failed = error
         # All end: those left would wait for the first.
-        if not by_first(free):
+        if not by_first(failed is None):
+            if not isinstance(failed, Timeout | None):
+                raise failed
             raise ValueError(
                 f"another program trains in {path.parent} now (it holds {path}): wait "
                 "for it, or give another folder"
@@ -112,6 +115,9 @@ def whole(path: Path) -> Iterator[Path]:
     part = path.with_name(f"{_PART}{secrets.token_hex(8)}_{path.name}")
     try:
         yield part
+        # Else a crash of the machine could leave the name without the contents.
+        with part.open("rb") as file:
+            os.fsync(file.fileno())
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)

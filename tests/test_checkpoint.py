@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.experimental import multihost_utils
 
 from mcmeqx import (
     DDIM,
@@ -26,6 +27,7 @@ from mcmeqx import (
     fit,
     generate,
     load_model,
+    make_mesh,
     read_metrics,
     save_model,
     uniform_grid,
@@ -176,6 +178,27 @@ def test_a_checkpoint_and_what_callbacks_wrote_are_of_one_step():
             fit(made, start(made), [], steps=1, **{name: 0})
 
 
+def test_who_reads_a_folder_sees_what_is_saved_later(tmp_path):
+    made, saving = learner(), Checkpoints(tmp_path, keep=1)
+    states = [fit(made, start(made), batches(n), steps=n) for n in (1, 2)]
+    reading = Checkpoints(tmp_path)
+    for state in states:
+        saving.save(state)
+        saving.wait()
+        assert_same_bits(reading.restore(start(made)), state)
+
+
+def test_saving_does_not_ask_whether_processes_are_to_stop(tmp_path, monkeypatch):
+    asked = []
+    service = multihost_utils, "reached_preemption_sync_point"
+    monkeypatch.setattr(*service, lambda step: asked.append(step))
+    made, saving = learner(), Checkpoints(tmp_path)
+    for n in (1, 2):
+        saving.save(fit(made, start(made), batches(n), steps=n))
+    saving.wait()
+    assert asked == []
+
+
 def test_who_reads_a_folder_takes_nothing_from_who_writes_there(tmp_path):
     made, saving = learner(), Checkpoints(tmp_path)
     states = [fit(made, start(made), batches(n), steps=n) for n in (1, 2)]
@@ -209,6 +232,23 @@ def test_a_step_that_another_program_has_gone_past_is_refused(tmp_path):
 def test_a_config_that_is_no_json_is_refused_before_the_run(tmp_path):
     with pytest.raises(ValueError, match=r"config is no JSON: .*PosixPath"):
         Checkpoints(tmp_path, config={"out": tmp_path})
+
+
+@pytest.mark.usefixtures("as_users_run")
+def test_a_save_compiles_nothing(tmp_path, caplog):
+    made, mesh = learner(), make_mesh(4, 1)
+    saving, data = Checkpoints(tmp_path), batches(4)
+
+    def wait(state):
+        saving.save(state)
+        saving.wait()
+
+    state = fit(made, start(made), data, steps=1, mesh=mesh)
+    jax.random.key_data(state.key)
+    with jax.log_compiles():
+        wait(state)
+        compiled = [r.getMessage() for r in caplog.records if "XLA" in r.getMessage()]
+    assert compiled == []
 
 
 def test_milestones_stay_beside_the_newest(tmp_path):
@@ -347,3 +387,27 @@ def test_the_bar_shows_loss_speed_and_progress(capsys):
     shown = capsys.readouterr().err
     words = ("teacher", "loss 0.1250", "images/s", "1 steps skipped", "8/8")
     assert all(word in shown for word in words)
+
+
+def test_the_config_lies_beside_the_state(tmp_path):
+    made = learner()
+    saving = Checkpoints(tmp_path, config={"seed": 3})
+    saving.save(fit(made, start(made), batches(1), steps=1))
+    saving.wait()
+    found = [
+        json.loads(p.read_text())
+        for p in (tmp_path / "1" / "about").iterdir()
+        if p.suffix != ".json" and p.name == "metadata"
+    ]
+    assert [about["config"] for about in found] == [{"seed": 3}]
+
+
+def test_a_checkpoint_that_holds_more_than_is_asked_is_refused(tmp_path):
+    sgd = optax.sgd(1e-2)
+    more = Learner(DiffusionLoss(), optax.chain(sgd, optax.trace(0.5)))
+    less = Learner(DiffusionLoss(), optax.chain(sgd))
+    saving = Checkpoints(tmp_path)
+    saving.save(fit(more, start(more), batches(1), steps=1))
+    saving.wait()
+    with pytest.raises(ValueError, match=r"does not fit .*opt_state\.1"):
+        Checkpoints(tmp_path).restore(start(less))

@@ -16,6 +16,7 @@ from mcmeqx import _signals, connect
 sys.path.insert(0, str(Path(__file__).parents[1] / "recipes"))
 
 import _machine
+import _runs
 
 LAUNCHERS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "TPU_WORKER_HOSTNAMES")
 TPU = ("TPU_PROCESS_ADDRESSES", "TPU_ML_PLATFORM", "TPU_SKIP_MDS_QUERY")
@@ -115,20 +116,22 @@ def test_a_cpu_is_one_device_for_each_core_that_gets_its_rows(
     assert found == devices
 
 
-def test_processes_say_where_they_begin_before_a_signal_can_come(monkeypatch):
+def test_questions_of_several_processes_rise_from_stage_to_stage(monkeypatch):
     asked = []
 
-    def reached(step):
-        asked.append(step)
-        return step == 7
+    def reached(question):
+        asked.append(question)
+        return len(asked) == 4
 
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    monkeypatch.setattr(
-        _signals.multihost_utils, "reached_preemption_sync_point", reached
-    )
-    with _signals.stop_signals(5) as stop:
-        assert [stop(6), stop(7)] == [None, signal.SIGTERM]
-    assert asked == [5, 6, 7]
+    service = _signals.multihost_utils
+    monkeypatch.setattr(service, "reached_preemption_sync_point", reached)
+    found = []
+    for _ in range(2):
+        with _signals.stop_signals() as stop:
+            found += [stop(), stop()]
+    assert found == [None, None, None, signal.SIGTERM]
+    assert asked == list(range(asked[0], asked[0] + 4))
 
 
 TWO = """
@@ -142,11 +145,14 @@ from mcmeqx._signals import stop_signals
 index = int(sys.argv[3])
 mc.connect(f"localhost:{sys.argv[2]}", 2, index)
 _machine.meet("up")
-with stop_signals(5) as stop:
-    if index == 1:
-        os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(3)
-    print([bool(stop(step)) for step in range(6, 9)])
+with stop_signals() as stop:
+    former = any([stop() for _ in range(5)])
+# Between two stages: one process is the first to know, and asks before the other.
+if index == 1:
+    os.kill(os.getpid(), signal.SIGTERM)
+time.sleep(3)
+with stop_signals() as stop:
+    print(former, [bool(stop()) for _ in range(3)])
 try:
     with _runs.alone(Path(sys.argv[4])):
         print("alone")
@@ -180,11 +186,30 @@ def test_two_processes_stop_together_and_end_together(tmp_path):
     for process, output in zip(processes, outputs, strict=True):
         said = [line for line in output.splitlines() if not line.startswith("[Gloo]")]
         stops, refused = said
-        # After the step behind that which both had begun from.
-        assert stops == "[True, False, False]"
+        assert stops == "False [True, False, False]"
         assert refused.startswith(f"another program trains in {tmp_path} now")
         # Of its own after they have parted, as ever.
         assert process.returncode == -signal.SIGTERM
+
+
+def test_a_lock_that_cannot_be_had_ends_all_processes(tmp_path, monkeypatch):
+    told = []
+
+    def by_first(value):
+        told.append(value)
+        return value
+
+    monkeypatch.setattr(_runs, "by_first", by_first)
+    path = tmp_path / "lock"
+    path.mkdir()
+    with pytest.raises(OSError, match="lock"), _runs.alone(path):
+        pytest.fail("held")
+    assert told == [False]
+    # What the others are told of it.
+    monkeypatch.setattr(_runs, "first", lambda: False)
+    monkeypatch.setattr(_runs, "by_first", lambda value: False)
+    with pytest.raises(ValueError, match="another program trains"), _runs.alone(path):
+        pytest.fail("held")
 
 
 def test_recipes_keep_compiled_programs_unless_told_where(

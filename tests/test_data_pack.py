@@ -236,6 +236,8 @@ def test_classes_that_could_not_be_read_back_are_not_written(tmp_path, classes):
     with pytest.raises(ValueError, match=r"named has classes .* own text"):
         save_packed(Named(*classes), path)
     assert not list(tmp_path.iterdir())
+    save_packed(Named(*np.array(["a", "b"])), path)
+    assert packed(path).classes == ("a", "b")
 
 
 def test_a_label_that_is_none_names_the_damaged_file(tmp_path):

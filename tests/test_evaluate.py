@@ -1,6 +1,7 @@
 """The evaluation runs whole on tiny networks, goes on after a kill, repeats none."""
 
 import csv
+import inspect
 import json
 import os
 import shutil
@@ -26,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import _chunks
 import _evaluation
 import _measured_data
+import _scores
 import evaluate
 from _chunks import as_bytes
 from _measured_data import Data, from_images, from_statistics
@@ -171,9 +173,17 @@ def test_a_sampler_is_known_by_its_options_and_its_code(monkeypatch):
     before = digest(mc.DDIM())
     assert digest(mc.DDIM()) == before
     text = _evaluation.tree_digest(mc.DDIM())
-    monkeypatch.setattr(_evaluation.inspect, "getsource", lambda cls: "another")
+    # The formulas of a step and of the schedule are code of the sampler too.
+    source = inspect.getsource
+    for part in (type(mc.DDIM()), mc.ddim, mc.Cosine):
+        edited = inspect.getmodule(part)
+        monkeypatch.setattr(
+            _evaluation.inspect,
+            "getsource",
+            lambda module, edited=edited: source(module) + "#" * (module is edited),
+        )
+        assert digest(mc.DDIM()) != before
     assert _evaluation.tree_digest(mc.DDIM()) == text
-    assert digest(mc.DDIM()) != before
 
 
 def test_a_digest_shows_fields_that_have_their_defaults():
@@ -299,6 +309,11 @@ def test_no_row_is_lost_where_several_add_to_one_table(tmp_path):
         added = list(pool.map(lambda row: add_row(table, row), [*rows, *rows]))
     assert sum(added) == 40
     assert {row["id"] for row in read_rows(table, COLUMNS)} == set(map(str, range(40)))
+    link = tmp_path / "link.csv"
+    link.symlink_to(table)
+    assert add_row(link, {"id": "40", "name": 40})
+    assert link.is_symlink()
+    assert len(read_rows(table, COLUMNS)) == 41
 
 
 def test_what_former_code_of_the_metrics_gave_counts_no_more(
@@ -319,6 +334,15 @@ def test_what_former_code_of_the_metrics_gave_counts_no_more(
     monkeypatch.setattr(_evaluation, "scaled", lambda x: pytest.fail("again"))
     assert measured()["frechet"] > 0.0
     assert len(list(tmp_path.glob("*/result_*.json"))) == 2
+    source, before = inspect.getsource, _scores.code_digest()
+    for part in (Moments, mc.metrics.kernel_distance, _scores.scores):
+        edited = inspect.getmodule(part)
+        monkeypatch.setattr(
+            _scores.inspect,
+            "getsource",
+            lambda module, edited=edited: source(module) + "#" * (module is edited),
+        )
+        assert _scores.code_digest() != before
 
 
 def test_batches_are_no_larger_than_what_there_is(tiny, images, tmp_path, monkeypatch):
@@ -364,6 +388,15 @@ def test_images_of_any_program_are_measured(tiny, images, tmp_path):
     data = pixels(90)[:, ::4, ::4, 0].reshape(90, 4) / 127.5 - 1
     expected = frechet_distance(Moments.of(own), Moments.of(data))
     assert float(first["frechet"]) == pytest.approx(expected, rel=1e-4)
+    config = evaluate.Config(images=Path("samples.npz"), samples=40, seeds=(0, 1))
+    rows = rows_of(evaluate.main(replace(config, out=Path("both"))))
+    a, b = (float(row["frechet"]) for row in rows)
+    (card,) = Path("both").glob("*.json")
+    low, high = json.loads(card.read_text())["summary"]["frechet"]["interval"]
+    # Two choices of 40 of 50 share most: means of n of N differ by 1 - n / N of what
+    # they err. 12.7062 is Student's for one degree of freedom.
+    error = abs(a - b) / 2**0.5 * (1 / 2 + 40 / 10) ** 0.5
+    assert high - low == pytest.approx(2 * 12.7062 * error, rel=1e-4)
 
 
 def test_statistics_stand_in_for_data_and_adms_images_for_its_features(
@@ -405,6 +438,10 @@ def test_statistics_stand_in_for_data_and_adms_images_for_its_features(
     (own,) = tmp_path.glob("*/reference.npz")
     with pytest.raises(ValueError, match=r"of images \(3, 8, 8\), the samples are"):
         from_statistics(own, Corners(), tmp_path, shape=(1, 8, 8))
+    np.savez("large.npz", np.tile(pixels(5), (1, 2, 2, 1)))
+    larger = evaluate.Config(images=Path("large.npz"), samples=5, statistics=own)
+    with pytest.raises(ValueError, match=r"of images \(3, 8, 8\), the samples are"):
+        evaluate.main(larger)
 
 
 def test_inputs_are_looked_at_before_the_data(tiny, model, monkeypatch):

@@ -146,6 +146,43 @@ def test_what_no_file_could_give_back_is_not_written(tmp_path):
     assert eqx.tree_equal(load_model(tmp_path / "a", half), half)
 
 
+def test_a_model_of_shapes_takes_no_files_place(tmp_path):
+    path, model = tmp_path / "a.eqx", models()["mlp"]
+    save_model(path, model)
+    before = path.read_bytes()
+    shapes = eqx.filter_eval_shape(lambda: model)
+    for stored in (None, "float16"):
+        with pytest.raises(ValueError, match=r"network\.\S+ is the shape .* alone"):
+            save_model(path, shapes, stored=stored)
+    sampler = (shapes, DDIM(), uniform_grid(1), (2,))
+    with pytest.raises(ValueError, match="no weights to write"):
+        export_sampler(tmp_path / "b", *sampler, labelled=True)
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["a.eqx"]
+
+
+@pytest.mark.filterwarnings("error")
+def test_numpys_float64_comes_back_in_the_precision_of_jax(tmp_path):
+    model = Denoiser(Gain(np.linspace(0.0, 1.0, 3)), Cosine())  # type: ignore[arg-type]
+    save_model(tmp_path / "a.eqx", model)
+    found = load_model(tmp_path / "a.eqx", model).network.a  # type: ignore[attr-defined]
+    np.testing.assert_array_equal(found, np.float32([0.0, 0.5, 1.0]))
+
+
+def test_what_is_no_model_file_says_why(tmp_path):
+    path, model = tmp_path / "a.eqx", models()["mlp"]
+    save_model(path, model)
+    content = path.read_bytes()
+    for damaged, words in (
+        (content[:-9], "its arrays are cut off or others"),
+        (b"", "does not begin as files of save_model do"),
+        (b"PK\x03\x04\xff\n", r"load_sampler reads samplers"),
+    ):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=rf"a\.eqx does not hold .*{words}"):
+            load(path)
+
+
 def test_a_header_of_other_kinds_of_values_is_damage(tmp_path):
     path, model = tmp_path / "a.eqx", models()["mlp"]
     save_model(path, model)
@@ -172,7 +209,7 @@ def test_a_part_that_is_not_the_librarys_is_named(tmp_path):
     foreign = Denoiser(Gain(jnp.float32(0.5)), Cosine())
     save_model(tmp_path / "gain.eqx", foreign)
     known = r"network is Gain, .* MLPConfig, UNetConfig, UViTConfig"
-    with pytest.raises(ValueError, match=rf"{known}\. .*load_model\(path, like\)"):
+    with pytest.raises(ValueError, match=rf"{known}: .*load_model\(path, like\)"):
         load(tmp_path / "gain.eqx")
     again = load_model(tmp_path / "gain.eqx", foreign)
     assert eqx.tree_equal(again, foreign)
@@ -335,6 +372,8 @@ def test_an_exported_sampler_refuses_what_it_cannot_take(tmp_path):
     for ts in (np.array([1.0]), np.ones((2, 2))):
         with pytest.raises(ValueError, match="two times or more, as uniform_grid"):
             export_sampler(path, model, DDIM(), ts, (2,))
+    with pytest.raises(ValueError, match="times fall from each to the next"):
+        export_sampler(path, model, DDIM(), uniform_grid(2)[::-1], (2,))
     with pytest.raises(ValueError, match="ProbabilityFlow asks the host"):
         export_sampler(path, model, ProbabilityFlow(), uniform_grid(1), (2,))
     with pytest.raises(ValueError, match="label"):
@@ -344,6 +383,9 @@ def test_an_exported_sampler_refuses_what_it_cannot_take(tmp_path):
     for scale in (-1.0, np.nan):
         with pytest.raises(ValueError, match=f"0 or more, got {scale}"):
             export_sampler(path, *arguments, guidance=scale)
+    for wrong in ("cpu", ("cuda", "gpu")):
+        with pytest.raises(ValueError, match="are some of cpu, cuda, rocm, tpu, in a"):
+            export_sampler(path, *arguments, platforms=wrong)
     assert not list(tmp_path.iterdir())
     export_sampler(path, *arguments, batch_size=4)
     with pytest.raises(FileExistsError, match="there already"):
@@ -355,6 +397,9 @@ def test_an_exported_sampler_refuses_what_it_cannot_take(tmp_path):
             run(noise)
     with pytest.raises(ValueError, match="takes no labels"):
         run(np.ones((4, 2), "f4"), np.zeros(4, int))
+    for seed in (-1, 2**32, 1.5):
+        with pytest.raises(ValueError, match=rf"from 0 to 2\*\*32 - 1, got {seed}"):
+            run(np.ones((4, 2), "f4"), seed=seed)
     content = path.read_bytes()
     middle = len(content) // 2
     flipped = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
@@ -370,5 +415,21 @@ def test_an_exported_sampler_refuses_what_it_cannot_take(tmp_path):
                 file.writestr(each, data)
         with pytest.raises(ValueError, match="does not hold a sampler"):
             load_sampler(path)
+    # What the directory at the end says of how and where files lie.
+    last, end = content.rindex(b"PK\x01\x02"), content.rindex(b"PK\x05\x06")
+    for at, value in ((last + 10, 8), (last + 10, 12), (last + 10, 14), (end + 18, 7)):
+        path.write_bytes(content[:at] + bytes([value]) + content[at + 1 :])
+        with pytest.raises(ValueError, match="does not hold a sampler"):
+            load_sampler(path)
     with pytest.raises(FileNotFoundError, match="absent"):
         load_sampler(tmp_path / "absent")
+
+
+def test_labels_are_whole_numbers_one_a_row(tmp_path):
+    model, noise = models()["mlp"], np.ones((2, 2), "f4")
+    export_sampler(tmp_path / "a", model, DDIM(), uniform_grid(1), (2,), labelled=True)
+    run = load_sampler(tmp_path / "a")
+    np.testing.assert_array_equal(run(noise, [0, 2]), run(noise, np.array([0, 2])))
+    for wrong in ([0.7, 1.2], np.zeros((2, 1), int), np.int32(1)):
+        with pytest.raises(ValueError, match=r"whole numbers \(n,\), got .*\)"):
+            run(noise, wrong)

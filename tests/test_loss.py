@@ -15,6 +15,7 @@ from oracles import (
 
 from mcmeqx import (
     AbstractNoiseSchedule,
+    AbstractTeacher,
     Cosine,
     DataTeacher,
     Denoiser,
@@ -484,7 +485,9 @@ def test_annealing_is_exponential_and_then_constant():
     [
         (lambda: PseudoHuber(0.0), "0.0"),
         (lambda: PseudoHuber(-1.0), "-1.0"),
-        (lambda: annealed_steps(0.0, 10.0), "start=0"),
+        (lambda: annealed_steps(0.5, 10.0), r"start=0\.5"),
+        (lambda: annealed_steps(64.0, np.inf), "stop=inf"),
+        (lambda: DiffusionLoss(label_dropout=-0.1), r"-0\.1"),
         (lambda: annealed_steps(10.0, 5.0), "stop=5"),
         (lambda: annealed_steps(over=0), "at least one training step"),
         (
@@ -493,8 +496,93 @@ def test_annealing_is_exponential_and_then_constant():
             ),
             "1.5",
         ),
+        (
+            lambda: DistillationTeacher(
+                gaussian_teacher(SCHEDULE, 1.0), x_var_fraction=-0.1
+            ),
+            r"-0\.1",
+        ),
     ],
 )
 def test_settings_out_of_range_are_named(build, message):
     with pytest.raises(ValueError, match=message):
         build()
+
+
+def test_the_scale_of_guidance_knows_nothing_of_the_noise():
+    drawn = []
+
+    class Teacher(AbstractTeacher):
+        def step(self, schedule, example, z, t, s):
+            # The data are 0: z is sigma_t times the noise.
+            drawn.append((float(example.guidance), float(z[0] / schedule.sigma(t))))
+            return DataTeacher().step(schedule, example, z, t, s)
+
+    class Zero(AbstractNetwork):
+        def __call__(self, z, logsnr, label=None, *, guidance=None, key=None):
+            return 0.0 * z
+
+    loss = MultistepConsistencyLoss(
+        Teacher(), Segments(1), lambda i: 8, guidance_range=(0.0, 1.0)
+    )
+    data = Example(jnp.zeros(3, jnp.float32))
+    for i in range(64):
+        loss(Denoiser(Zero(), SCHEDULE), data, step=0, key=jax.random.key(i))
+    # Four standard deviations of 64 pairs that are independent.
+    assert abs(np.corrcoef(np.array(drawn).T)[0, 1]) < 0.5
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 10, 15, 16, 17])
+def test_each_loss_is_counted_in_its_own_segment(steps):
+    loss = loss_of(DataTeacher(), steps)
+
+    @jax.jit
+    def ratios(n_seg, segment):
+        # XLA may divide by multiplying with a reciprocal: then r S is no whole number.
+        times = loss.segments.times(n_seg, segment, n_seg)
+        return loss._by_segment(times.r, segment_loss=jnp.float32(2.0))
+
+    for n_seg in (1, 3, 10, 41, 80, 105):
+        for segment in range(steps):
+            found = ratios(jnp.int32(n_seg), jnp.int32(segment))
+            if not 1 < steps <= 16:
+                assert found == {}
+                continue
+            ratio = np.asarray(found["segment_loss"].over())
+            assert ratio.shape == (steps,)
+            np.testing.assert_array_equal(np.flatnonzero(ratio == 2.0), [segment])
+
+
+@pytest.mark.usefixtures("as_users_run")
+def test_which_labels_fall_is_independent_of_the_noise():
+    class Recorder(eqx.Module):
+        schedule: Cosine = SCHEDULE
+
+        def __call__(self, z, t, label=None, *, guidance=None, key=None):
+            # Without an error where the label stays; else it shows the noise.
+            dropped = jnp.asarray(0 if label is None else label) < 0
+            return jnp.where(dropped, jnp.sign(z[0]) + 2.0, 0.0) + 0.0 * z
+
+    loss = DiffusionLoss(lambda logsnr: 1.0 + 0 * logsnr, label_dropout=0.25)
+    data = Example(jnp.zeros(2, jnp.float32), jnp.int32(1))
+    keys = jax.random.split(jax.random.key(3), 4000)
+    values = jax.vmap(lambda k: loss(Recorder(), data, step=0, key=k)[0])(keys)
+    below, above = (int(jnp.sum(jnp.abs(values - v) < 0.5)) for v in (1.0, 9.0))
+    assert below + above > 800
+    assert abs(below - above) < 5 * np.sqrt(below + above)
+
+
+def test_data_teach_without_a_call_of_a_network():
+    _, metrics = loss_of(DataTeacher(), 2)(
+        affine(), example(), step=8, key=jax.random.key(0)
+    )
+    assert float(metrics["teacher_evaluations"]) == 0.0
+
+
+def test_pseudo_huber_keeps_its_digits_near_zero_in_float32():
+    x = np.linspace(-1.0, 1.0, 64).astype("f4")
+    for size in (1e-3, 1e-5, 1e-7):
+        square = np.mean((size * x.astype("f8")) ** 2)
+        expected = square / (np.sqrt(square + 1e-8) + 1e-4)
+        found = PseudoHuber()(jnp.float32(size) * x)
+        assert float(found) == pytest.approx(expected, rel=1e-5)

@@ -24,6 +24,7 @@ from mcmeqx import (
     probability_flow,
     uniform_grid,
 )
+from mcmeqx._ode import integrate
 
 VAR = np.array([0.01, 0.25, 1.0, 4.0])
 MEANS = np.array([[-0.8, 0.1], [0.9, 0.3], [0.2, -0.7]])
@@ -256,6 +257,30 @@ def test_a_solve_that_takes_too_many_steps_says_where():
         jax.block_until_ready(flow(jnp.ones((3, 2))))
 
 
+def test_a_solve_that_gets_stuck_is_nan_where_no_error_may_end_a_run():
+    def rough(t, y):
+        return jnp.where(t < 0.37, jnp.nan, -y)
+
+    def end(s):
+        return integrate(
+            rough,
+            Cosine(),
+            jnp.ones(2),
+            1.0,
+            s,
+            solver=diffrax.Heun(),
+            stepsize_controller=adaptive_steps(1e-3),
+            throw=False,
+        )[0]
+
+    assert jnp.isfinite(end(0.5)).all()
+    # Of where it got stuck, at which no step is short enough, all numbers are finite.
+    assert jnp.isnan(end(0.0)).all()
+    found = probability_flow(rough, Cosine(), jnp.ones(2), 1.0, 0.0, throw=False)
+    # It gives up at steps of a millionth of the way, not after the 4096 that it may.
+    assert int(found.evaluations) < 1000
+
+
 def test_a_solve_that_meets_a_number_that_is_not_finite_is_an_error():
     inner = gaussian_denoiser(Cosine(), 0.5)
 
@@ -279,6 +304,8 @@ def test_options_that_cannot_work_are_named():
         fixed_steps(0)
     with pytest.raises(ValueError, match=r"positive, got -0\.1"):
         adaptive_steps(-0.1)
+    with pytest.raises(ValueError, match="positive, got 0"):
+        adaptive_steps(0.0)
     with pytest.raises(ValueError, match="Kvaerno5 is not an explicit"):
         probability_flow(
             lambda z, t: z, Cosine(), jnp.ones(2), 1.0, 0.0, solver=diffrax.Kvaerno5()
@@ -289,3 +316,28 @@ def test_options_that_cannot_work_are_named():
             build(diffrax.Kvaerno5(), adaptive_steps(1e-3))
         with pytest.raises(ValueError, match="Euler does not estimate its error"):
             build(diffrax.Euler(), adaptive_steps(1e-3))
+
+
+def test_fixed_steps_may_be_more_than_an_adaptive_solve_may_take():
+    denoise = gaussian_denoiser(Cosine(), jnp.asarray([0.25, 4.0]))
+    found = probability_flow(
+        denoise,
+        Cosine(),
+        jnp.ones(2),
+        0.7,
+        0.4,
+        solver=diffrax.Euler(),
+        stepsize_controller=fixed_steps(4200),
+    )
+    assert int(found.evaluations) == 4200
+    var = np.array([0.25, 4.0])
+    exact = scale(Cosine(), var, 0.4) / scale(Cosine(), var, 0.7)
+    np.testing.assert_allclose(found.z, exact, atol=1e-3)
+
+
+def test_the_default_tolerance_is_kept_to_on_a_mixture():
+    schedule, z = Cosine(), np.array([0.2, -1.1])
+    exact = flow_of_mixture(schedule, MEANS, 0.1, z, 1.0, 0.0)
+    denoise = mixture_denoiser(schedule, MEANS, 0.1)
+    found = probability_flow(denoise, schedule, jnp.asarray(z), 1.0, 0.0)
+    assert np.abs(found.z - exact).max() < 20 * 1e-5

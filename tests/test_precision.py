@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jaxprs import equations
+from oracles import alpha_sigma
 
 from mcmeqx import Cosine, Denoiser
 from mcmeqx.nets import MLPConfig, Stage, UNetConfig, UViTConfig
@@ -67,6 +68,16 @@ def batch_loss(arrays, static, z, weights):
         return model(z, jnp.float32(0.4), jnp.int32(1), guidance=jnp.float32(0.5))
 
     return jnp.sum(weights * jax.vmap(one)(z))
+
+
+@pytest.mark.usefixtures("as_users_run")
+@denoisers
+def test_the_estimate_has_the_precision_of_its_input(name):
+    for model in pair(name)[:2]:
+        z = jnp.zeros(CONFIGS[name][1], BFLOAT16)
+        told = {"guidance": jnp.float32(0.5)}
+        found = eqx.filter_eval_shape(model, z, jnp.float32(0.4), jnp.int32(1), **told)
+        assert found.dtype == BFLOAT16
 
 
 @pytest.mark.usefixtures("as_users_run")
@@ -138,3 +149,15 @@ def test_a_bfloat16_denoiser_is_within_rounding_of_a_float32_one(name):
     # Backward, each layer rounds once more.
     error = np.linalg.norm(flat_narrow - flat) / np.linalg.norm(flat)
     assert 2.0**-12 < error < np.sqrt(2) * bound
+
+
+@pytest.mark.usefixtures("as_users_run")
+def test_a_denoiser_of_half_precision_keeps_what_it_was_given():
+    # A fresh network answers 0, so that x is alpha z.
+    network = MLPConfig(64, width=8, depth=1, embedding=8).build(key=KEY)
+    model = Denoiser(network, Cosine(), dtype=jnp.dtype("bfloat16"))
+    z = jax.random.normal(KEY, (64,), jnp.float32)
+    for t in (0.01, 0.5):
+        found = model(z, jnp.float32(t))
+        alpha = alpha_sigma(Cosine(), t)[0]
+        np.testing.assert_allclose(found, alpha * np.asarray(z), rtol=1e-6)

@@ -714,7 +714,9 @@ def test_a_run_that_dies_leaves_a_capsule_and_the_command_that_opens_it(
     with np.load(capsule) as stored:
         step = int(stored["step"])
         batches = mc.data.batches(few_images, batch_size=8, seed=0, start=step - 1)
-        np.testing.assert_array_equal(stored["x"], next(batches).x)
+        batch = next(batches)
+        np.testing.assert_array_equal(stored["x"], batch.x)
+        np.testing.assert_array_equal(stored["label"], batch.label)
     assert not (run / "m.eqx").exists()
     with pytest.raises(SystemExit) as replayed:
         stage(run, few_images, replay=capsule)

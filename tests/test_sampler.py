@@ -445,11 +445,11 @@ def test_a_share_of_the_measured_error_out_of_range_is_named(eta):
         measure_x_var(model, batch, np.array([0.0, 1.0]), eta=eta, key=KEY)
 
 
-@pytest.mark.parametrize("ts", [uniform_grid(2), np.array([0.5, 0.5]), np.array([])])
+@pytest.mark.parametrize("ts", [[1.0, 0.5, 0.0], [0.5, 0.5], [], [0.0, 1.1], [-0.1, 1]])
 def test_times_to_measure_at_are_looked_at_first(ts):
     model, batch = GaussianModel(Cosine(), 1.0), Example(jnp.ones((2, 3)))
-    with pytest.raises(ValueError, match=r"rising times, as uniform_grid\(8\)"):
-        measure_x_var(model, batch, ts, key=KEY)
+    with pytest.raises(ValueError, match=r"rising times in \[0, 1\], as uniform_grid"):
+        measure_x_var(model, batch, np.array(ts), key=KEY)
 
 
 def test_sample_takes_the_steps_of_its_grid_and_no_other():
@@ -649,3 +649,39 @@ def test_generate_refuses_labels_of_no_class(null_class, low, guided):
         message = rf"from {labels[0]} to {labels[1]}, the model's .* {low} to 2"
         with pytest.raises(ValueError, match=message):
             call(*labels)
+
+
+@pytest.mark.parametrize("balanced", [False, True])
+def test_where_no_noise_is_left_addim_is_ddim(balanced):
+    schedule = Cosine()
+    for dtype in (jnp.float32, jnp.float64):
+        t, s = jnp.asarray(0.5, dtype), jnp.asarray(0.25, dtype)
+        x = jnp.linspace(-1.0, 1.0, 5).astype(dtype)
+        z = schedule.alpha(t) * x
+        assert not np.any(schedule.eps(z, x, t))
+        found = addim(schedule, z, x, t, s, x_var=0.1, balanced=balanced)
+        np.testing.assert_allclose(found, ddim(schedule, z, x, t, s), rtol=1e-6)
+
+
+def test_the_measured_share_is_the_papers_three_quarters():
+    model = GaussianModel(Cosine(), 0.25)
+    batch = Example(jnp.asarray(np.random.default_rng(0).normal(size=(8, 16)), "f4"))
+    ts = np.array([0.3, 0.7])
+    share, whole = (
+        measure_x_var(model, batch, ts, key=KEY, **eta).x_var
+        for eta in ({}, {"eta": 1.0})
+    )
+    np.testing.assert_allclose(share, 0.75 * whole, rtol=1e-6)
+
+
+def test_samples_of_double_precision_have_times_of_it():
+    var, ts = 0.25, uniform_grid(3)
+    model = GaussianModel(Cosine(), var)
+    noise = np.random.default_rng(0).normal(size=(2, 3))
+    found = generate(model, DDIM(), ts, noise, key=KEY)
+    z = noise
+    for t, s in itertools.pairwise(ts):
+        (alpha, sigma), (alpha_s, sigma_s) = (alpha_sigma(Cosine(), u) for u in (t, s))
+        x = alpha * var / (alpha**2 * var + sigma**2) * z
+        z = alpha_s * x + sigma_s / sigma * (z - alpha * x)
+    np.testing.assert_allclose(found, z, atol=1e-11)

@@ -146,3 +146,22 @@ def test_numbers_of_a_schedule_are_no_arrays_that_training_would_change():
     network = MLPConfig(2, 8, 1, embedding=8).build(key=jax.random.key(0))
     with pytest.raises(ValueError, match=r"Learned holds arrays, .* static fields"):
         Denoiser(network, Learned(jnp.float32(1.0)))
+
+
+def test_a_shift_that_would_make_logsnr_rise_is_refused_just_where_it_would():
+    # The cosine logsnr falls by 4 a = 6.279 a unit of time in the middle:
+    # 2 log 23 = 6.271, 2 log 24 = 6.356.
+    ts = np.linspace(0.49, 0.51, 201)
+    assert np.all(np.diff(jax.vmap(Shifted(64, 1, 23).logsnr)(ts)) < 0)
+    with pytest.raises(ValueError, match="low=1, high=24"):
+        Shifted(64, 1, 24)
+
+
+def test_a_shift_moves_the_schedule_it_is_given():
+    base, t, dt = Cosine(-20.0, 6.0), np.array([0.2, 0.6, 1.0]), 0.2
+    schedule = Shifted(64, 32, 64, base)
+    expected = alpha_sigma(schedule, t)
+    np.testing.assert_allclose(jax.vmap(schedule.alpha)(t), expected[0], atol=1e-10)
+    gap = jax.vmap(lambda t: schedule.sin_gap(t, dt))(t)
+    expected = np.sin(theta(schedule, t) - theta(schedule, t - dt))
+    np.testing.assert_allclose(gap, expected, rtol=1e-11)

@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import _device
 import _roofline
 import _work
+import memory
 import overhead
 import throughput
 import versus
@@ -122,6 +123,28 @@ def test_blocks_under_a_scan_move_what_unrolled_ones_do(name, depths, monkeypatc
     assert _roofline.traffic_bytes(job, remat, *arguments[2:]) is None
 
 
+def test_a_precision_that_would_be_another_is_refused(tmp_path, monkeypatch, capsys):
+    out = tmp_path / "t.csv"
+    for wrong in ("float64", "bf16"):
+        with pytest.raises(ValueError, match=f"bfloat16, float16, got {wrong}"):
+            throughput.main(throughput.Config(precisions=("float32", wrong), out=out))
+        monkeypatch.setattr(sys, "argv", ["memory.py", "--precision", wrong])
+        with pytest.raises(SystemExit):
+            memory.parse()
+        assert f"invalid choice: '{wrong}'" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_a_table_that_was_cut_gets_its_next_row_on_a_line_of_its_own(tmp_path):
+    table, columns = tmp_path / "t.csv", ("a", "b")
+    table.touch()
+    for i in range(3):
+        with appended(table, columns) as rows:
+            rows.writerow({"a": i, "b": "x"})
+        table.write_bytes(table.read_bytes().rstrip())
+    assert [r["a"] for r in read_rows(table, columns)] == ["0", "1", "2"]
+
+
 def test_rows_are_there_at_once_and_never_under_other_columns(tmp_path):
     table = tmp_path / "new" / "t.csv"
     for i in range(2):
@@ -214,10 +237,13 @@ def test_a_contestant_that_is_not_installed_is_named_and_left_out(capsys, monkey
     assert 'pip install "mcmeqx[versus]"' in said
 
 
-def test_networks_of_another_size_void_a_comparison(monkeypatch, tmp_path):
+def test_another_size_or_device_voids_a_comparison(monkeypatch, tmp_path):
+    sizes = {"mcmeqx": 100, "equinox": 102}
+    devices = {"mcmeqx": "cpu", "equinox": "cpu"}
+
     def resident(name, config):
         found = Answering(name, ("cd",), [1.0] * 99)
-        found.parameters = 100 if name == "mcmeqx" else 102
+        found.parameters, found.device = sizes[name], devices[name]
         found.meet = lambda: None  # type: ignore[attr-defined]
         found.end = lambda: ended.append(name)  # type: ignore[attr-defined]
         return found
@@ -231,6 +257,12 @@ def test_networks_of_another_size_void_a_comparison(monkeypatch, tmp_path):
     with pytest.raises(ValueError, match=r"jobs are cd, got \['cdd'\]"):
         versus.main(versus.Config(contestants=pair, jobs=("cd", "cdd"), out=out))
     assert ended == 2 * ["mcmeqx", "equinox"]
+    with pytest.raises(ValueError, match="at most here, got 4096"):
+        versus.main(versus.Config(contestants=pair, cores=4096, out=out))
+    # As where pip installs PyTorch for GPUs and JAX for the CPU.
+    sizes["equinox"], devices["equinox"] = 100, "a GPU"
+    with pytest.raises(SystemExit, match="void: equinox runs on a GPU, mcmeqx on cpu"):
+        versus.main(versus.Config(contestants=pair, jobs=("cd",), out=out))
     assert not out.exists()
 
 

@@ -218,11 +218,12 @@ def test_a_sheet_stays_where_a_student_of_the_table_lies_elsewhere(tiny, capsys)
 
 @pytest.mark.slow
 def test_seeds_data_and_teachers_are_told_apart(tiny, tmp_path, monkeypatch, capsys):
-    def measured(images=None, seed=0):
+    def measured(images=None, seed=0, samples=10):
         images = images or _table_data.fashion_mnist(None)
         with monkeypatch.context() as patch:
             patch.setattr(_table_data, "fashion_mnist", lambda folder: images)
             one = {"only": ("CD 1", "DDIM 1"), "seeds": 1, "seed": seed}
+            one |= {"samples": samples}
             table = steps_vs_fid.main(dataclasses.replace(tiny, **one))
         shown = [s for s in capsys.readouterr().out.splitlines() if s[:3] == "| C"]
         rows = steps_vs_fid.read_rows(table, steps_vs_fid.COLUMNS)
@@ -248,10 +249,12 @@ def test_seeds_data_and_teachers_are_told_apart(tiny, tmp_path, monkeypatch, cap
     before = picture.read_bytes()
     assert measured(seed=1)[0] == both
     assert picture.read_bytes() == before
+    turned = dataclasses.replace(images.images, labels=images.images.labels[::-1])
     other = dataclasses.replace(images.images, pixels=images.images.pixels[::-1])
     other = dataclasses.replace(images, images=other)
-    with pytest.raises(ValueError, match=r"cd_1 holds a run with images_sha256="):
-        measured(other)
+    for wrong in (other, dataclasses.replace(images, images=turned)):
+        with pytest.raises(ValueError, match=r"cd_1 holds a run with images_sha256="):
+            measured(wrong, samples=9)
     shutil.rmtree("runs/table/fashion_mnist/seed_0")
     assert measured(other)[0] == [*both, ("CD", "0"), ("DDIM", "0")]
     shutil.rmtree("runs")
@@ -270,9 +273,15 @@ def test_rows_of_another_training_seed_are_not_mixed_in(tiny):
     assert first == again != other
 
 
-def test_without_a_sampling_seed_there_is_no_table(tiny):
+def test_what_cannot_become_a_table_is_refused_before_the_data(tiny, monkeypatch):
+    monkeypatch.setattr(_table_data, "fashion_mnist", lambda _: pytest.fail("too late"))
     with pytest.raises(ValueError, match="seeds is 1 or more, got 0"):
         steps_vs_fid.main(dataclasses.replace(tiny, seeds=0))
+    with pytest.raises(ValueError, match="seed is 0 or more, got -2"):
+        steps_vs_fid.main(dataclasses.replace(tiny, seed=-2))
+    (tiny.out / "steps_vs_fid_fashion_mnist.csv").write_text("a,b\r\n")
+    with pytest.raises(ValueError, match="other columns"):
+        steps_vs_fid.main(tiny)
 
 
 def test_the_text_of_a_table_is_the_mean_and_range_of_each_cell():

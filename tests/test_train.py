@@ -362,3 +362,23 @@ def test_the_average_of_a_phase_teaches_the_next_phase_of_tract():
 def test_a_decay_out_of_range_is_named(decay):
     with pytest.raises(ValueError, match=str(decay)):
         learner(ema_decay=decay)
+
+
+class Slopes(AbstractLoss):
+    """A loss that is linear in two parameters of the last bias."""
+
+    def __call__(self, model, example, *, step, key):
+        value = jnp.vdot(model.network.last.bias, jnp.float32([3.0, 4.0]))
+        return value, {"loss": value}
+
+
+@pytest.mark.usefixtures("as_users_run")
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_the_norm_that_is_told_is_that_of_the_gradient(accumulate):
+    made = Learner(Slopes(), optax.sgd(0.1), accumulate=accumulate)
+    _, metrics = made.step(made.init(model(), key=KEY), batches(1)[0])
+    assert float(metrics["grad_norm"]) == pytest.approx(5.0, rel=1e-6)
+
+
+def test_the_average_forgets_as_slowly_as_the_papers():
+    assert Learner(DiffusionLoss(), optax.sgd(1.0)).ema_decay == 0.9999

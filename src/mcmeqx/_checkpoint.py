@@ -12,6 +12,7 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from mcmeqx._denoiser import Denoiser
@@ -19,6 +20,17 @@ from mcmeqx._describe import describe, rebuild
 from mcmeqx._model_file import is_array_or_shape, named
 from mcmeqx._structure import structure
 from mcmeqx._train import TrainState
+
+
+class _Manager(ocp.CheckpointManager):
+    """Orbax's, but that `fit` alone asks JAX whether all processes are to stop.
+
+    Orbax asks about the step that it saves, from a thread and on one process, and JAX
+    counts on questions that rise alike everywhere.
+    """
+
+    def reached_preemption(self, step: int) -> bool:
+        return False
 
 
 class Checkpoints:
@@ -55,11 +67,11 @@ class Checkpoints:
     def _open(self, **options: Any) -> ocp.CheckpointManager:
         # Named, so that a process that saved nothing yet can read what another did.
         handlers = {
-            "ema": ocp.StandardCheckpointHandler(),
-            "training": ocp.StandardCheckpointHandler(),
+            "ema": _array_handler(),
+            "training": _array_handler(),
             "about": ocp.JsonCheckpointHandler(),
         }
-        return ocp.CheckpointManager(
+        return _Manager(
             self._folder,
             options=ocp.CheckpointManagerOptions(**self._keep, **options),
             item_handlers=handlers,
@@ -94,8 +106,8 @@ class Checkpoints:
         self._manager.save(
             step,
             args=ocp.args.Composite(
-                ema=ocp.args.StandardSave(ema),
-                training=ocp.args.StandardSave(training),
+                ema=ocp.args.PyTreeSave(_bare(ema)),
+                training=ocp.args.PyTreeSave(_bare(training)),
                 about=ocp.args.JsonSave(about),
             ),
         )
@@ -111,6 +123,9 @@ class Checkpoints:
         The devices may be others, and more or fewer, than those that saved it. Raises
         ValueError, naming what differs, if the checkpoint is of another structure.
         """
+        if not self._saves:
+            # Another program may have saved, and deleted, others since.
+            self._manager.reload()
         step = self._manager.latest_step()
         if step is None:
             return state
@@ -123,12 +138,13 @@ class Checkpoints:
         restored = self._manager.restore(
             step,
             args=ocp.args.Composite(
-                ema=ocp.args.StandardRestore(_like(ema)),
-                training=ocp.args.StandardRestore(_like(training)),
+                ema=_restoring(ema),
+                training=_restoring(training),
             ),
         )
         self._reached = step
         arrays = eqx.tree_at(lambda s: s.ema, restored["training"], restored["ema"])
+        arrays = jax.tree.map(_as_key, arrays, eqx.filter(state, eqx.is_array))
         return eqx.combine(arrays, eqx.filter(state, eqx.is_array, inverse=True))
 
     def _compare(self, step: int, found: dict[str, str], wanted: dict[str, str]):
@@ -149,8 +165,37 @@ def _split(state: TrainState) -> tuple[Any, TrainState]:
     return arrays.ema, eqx.tree_at(lambda s: s.ema, arrays, nothing)
 
 
-def _like(arrays: Any) -> Any:
-    return jax.tree.map(ocp.utils.to_shape_dtype_struct, arrays)
+def _array_handler() -> ocp.PyTreeCheckpointHandler:
+    """For arrays, each written by those who hold its first copy.
+
+    By Orbax's default all copies have a share in it, for which a first save compiles a
+    program for each shape and device while training waits.
+    """
+    arrays = ocp.type_handlers.ArrayHandler(use_replica_parallel=False)
+    registry = ocp.type_handlers.create_type_handler_registry((jax.Array, arrays))
+    return ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
+
+
+def _is_key(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _bare(tree: Any) -> Any:
+    """The tree with the bits of each key in its place."""
+    return jax.tree.map(lambda a: jax.random.key_data(a) if _is_key(a) else a, tree)
+
+
+def _as_key(bits: jax.Array, like: jax.Array) -> jax.Array:
+    """An array as it was, or the key of these bits where `like` is one."""
+    if not _is_key(like):
+        return bits
+    return jax.random.wrap_key_data(bits, impl=jax.random.key_impl(like))
+
+
+def _restoring(arrays: Any) -> ocp.args.PyTreeRestore:
+    like = jax.tree.map(ocp.utils.to_shape_dtype_struct, _bare(arrays))
+    how = ocp.checkpoint_utils.construct_restore_args(like)
+    return ocp.args.PyTreeRestore(like, restore_args=how)
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:

@@ -79,7 +79,13 @@ def _range_of(embed: Any) -> tuple[int, int]:
 
 def check_labels(labels: Any, rows: int, known: Sequence[int] | None) -> None:
     """ValueError unless there is one label a row of noise, each in `known`."""
-    if labels is not None and len(labels) != rows:
+    if labels is None:
+        return
+    if labels.ndim != 1 or not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise ValueError(
+            f"labels are whole numbers (n,), got {labels.dtype} {labels.shape}"
+        )
+    if len(labels) != rows:
         raise ValueError(f"got {rows} rows of noise but {len(labels)} labels")
     check_classes(labels, known)
 

@@ -108,7 +108,10 @@ def _decode_field(part: str, value: Any) -> Any:
 
 
 def _unknown(part: str, name: Any, known: dict[str, Any]) -> ValueError:
-    return ValueError(f"its {part} is {name}, which is none of {', '.join(known)}")
+    return ValueError(
+        f"its {part} is {name}, which is none of {', '.join(known)}: save_model and "
+        "load_model(path, like) keep one of your own"
+    )
 
 
 def differences(found: dict[str, Any], wanted: dict[str, Any]) -> Iterator[str]:

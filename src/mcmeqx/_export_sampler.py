@@ -7,8 +7,10 @@ The file is a zip archive of `program` (StableHLO as `jax.export` serialises it)
 
 import io
 import json
+import lzma
 import struct
 import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,13 +26,16 @@ from mcmeqx._checks import check_guidance, check_labels, check_times, label_rang
 from mcmeqx._denoiser import Model
 from mcmeqx._export import check_absent, optional
 from mcmeqx._generate import sample_rows
-from mcmeqx._model_file import is_array_or_shape
+from mcmeqx._model_file import check_weights, is_array_or_shape
 from mcmeqx._sampler import AbstractSampler
 from mcmeqx._whole import written_whole
 from mcmeqx.nets._attention import formula_alone
 
 _DAMAGE = (
+    OSError,
+    lzma.LZMAError,
     zipfile.BadZipFile,
+    zlib.error,
     struct.error,
     RuntimeError,
     KeyError,
@@ -38,6 +43,8 @@ _DAMAGE = (
     TypeError,
     EOFError,
 )
+
+_PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
 ExportedSampler = Callable[..., Float[Array, "n *shape"]]
 """`(noise, labels=None, *, seed=0) -> x`, a batch of samples."""
@@ -64,17 +71,22 @@ def export_sampler(
     Raises FileExistsError if there is a file, ValueError if the model does not take a
     sample of `shape`, lacks a label or guidance that it needs or has arrays of
     bfloat16, for a `ProbabilityFlow`, a grid without a step or that does not fall, a
-    `batch_size` below 1 or a `guidance` below 0, and ImportError without flatbuffers
-    (`pip install "mcmeqx[export]"`).
+    `batch_size` below 1, a `guidance` below 0 or other `platforms`, and ImportError
+    without flatbuffers (`pip install "mcmeqx[export]"`).
     """
     check_times(ts, rising=sampler.rising)
     check_guidance(guidance)
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size is None or 1 or more, got {batch_size}")
+    unknown = set(platforms or ()) - set(_PLATFORMS)
+    if isinstance(platforms, str) or unknown:
+        known = ", ".join(_PLATFORMS)
+        raise ValueError(f"platforms are some of {known}, in a list, got {platforms}")
     path = Path(path)
     optional("flatbuffers")
     check_absent(path)
     arrays, static = eqx.partition((model, sampler), is_array_or_shape)
+    check_weights(arrays)
     weights, structure = jax.tree.flatten(arrays)
     for weight in weights:
         if weight.dtype.kind == "V":
@@ -140,8 +152,8 @@ def load_sampler(path: Path | str) -> ExportedSampler:
     Row i depends on its noise, its label, `seed` and i alone, as that of `generate` on
     `key(seed)`. Raises FileNotFoundError, ValueError if the file is damaged or no
     exported sampler, and ImportError without `pip install "mcmeqx[export]"`; the
-    sampler raises ValueError for noise of another shape and for labels missing, not
-    taken or of no class.
+    sampler raises ValueError for noise of another shape, for labels missing, not taken
+    or of no class, and for a `seed` below 0 or of more than 32 bits.
     """
     path = Path(path)
     if not path.is_file():
@@ -162,7 +174,10 @@ def load_sampler(path: Path | str) -> ExportedSampler:
     call = jax.jit(exported.call)
 
     def run(noise, labels=None, *, seed: int = 0):
+        labels = None if labels is None else np.asarray(labels)
         _check_rows(about, noise, labels)
+        if not isinstance(seed, int | np.integer) or not 0 <= seed < 2**32:
+            raise ValueError(f"seed is a whole number from 0 to 2**32 - 1, got {seed}")
         labels = None if labels is None else jnp.asarray(labels, jnp.int32)
         return call(weights, jnp.asarray(noise, jnp.float32), labels, np.uint32(seed))
 

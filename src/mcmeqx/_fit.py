@@ -105,7 +105,7 @@ def fit(
     guide = getattr(getattr(teacher, "guidance", None), "negative", None)
     known = label_range(state.model, getattr(teacher, "denoiser", None), guide)
     stream = _ahead(batches, mesh, start, steps, learner.accumulate, known)
-    with stop_signals(start) as stop:
+    with stop_signals() as stop:
         for step in range(start + 1, steps + 1):
             batch = next(stream, None)
             if batch is None:
@@ -118,13 +118,13 @@ def fit(
             if save is not None and step % save_every == 0:
                 watch.finish(state)
                 save(state)
-            if signal := stop(step):
+            if signal := stop():
                 watch.finish(state)
                 done = f"stopped after step {step} of {steps} by {signal.name}"
                 raise Interrupted(done, state, signal)
         watch.finish(state)
-        # Several processes agree on the step after that which the last to hear was at.
-        if signal := stop(steps + 1):
+        # Several processes stop one question behind the last that any has asked.
+        if signal := stop():
             done = f"stopped after the last of {steps} steps by {signal.name}"
             raise Interrupted(done, state, signal)
     return state

@@ -94,7 +94,9 @@ def flow_x(
     `v = -(tan(d / 2) z_t + change / sin d)`, free of small differences.
     """
     sine = schedule.sin_gap(t, t - s)
-    half_tangent = sine / (1.0 + jnp.sqrt(jnp.maximum(1.0 - sine**2, 0.0)))
+    alphas = schedule.alpha(t) * schedule.alpha(s)
+    cosine = alphas + schedule.sigma(t) * schedule.sigma(s)
+    half_tangent = sine / (1.0 + cosine)
     v = -(half_tangent * z + change / sine)
     return v_prediction(schedule, z, v, t)
 

@@ -91,6 +91,7 @@ def generate(
     check_times(ts, rising=sampler.rising)
     check_guidance(guidance)
     check_noise(noise)
+    labels = np.asarray(labels) if isinstance(labels, list) else labels
     check_labels(labels, n, label_range(model))
     scale = None if guidance is None else jnp.float32(guidance)
     ts = np.asarray(ts, np.float32 if noise.dtype == np.float32 else np.float64)
@@ -134,8 +135,11 @@ def measure_x_var(
     check_labels(batch.label, len(batch.x), label_range(model))
     if not 0.0 <= eta <= 1.0:
         raise ValueError(f"eta is a share of the squared error, in [0, 1], got {eta}")
-    if not len(ts) or np.any(np.diff(ts) <= 0):
-        raise ValueError(f"ts holds rising times, as uniform_grid(8)[::-1], got {ts}")
+    rise = len(ts) and np.all(np.diff(ts) > 0.0)
+    if not (rise and np.min(ts) >= 0.0 and np.max(ts) <= 1.0):
+        raise ValueError(
+            f"ts holds rising times in [0, 1], as uniform_grid(8)[::-1], got {ts}"
+        )
     keys = jax.random.split(key, len(ts))
     times = [jnp.asarray(t, batch.x.dtype) for t in ts]
     errors = [

@@ -36,6 +36,16 @@ def named(tree: Any) -> dict[str, Any]:
     }
 
 
+def check_weights(arrays: Any) -> None:
+    """ValueError for shapes where there should be arrays."""
+    for name, leaf in named(arrays).items():
+        if isinstance(leaf, jax.ShapeDtypeStruct):
+            raise ValueError(
+                f"{name} is the shape {list(leaf.shape)} alone: a model of shapes has "
+                "no weights to write, give the model that they are of"
+            )
+
+
 def _header(model: Denoiser) -> dict[str, Any]:
     leaves = jax.tree.leaves(eqx.filter(model, is_array_or_shape))
     return describe(model) | {"arrays": [list(np.shape(leaf)) for leaf in leaves]}
@@ -54,6 +64,7 @@ def save_model(
     _check_stored(stored)
     path = Path(path)
     header, arrays = _header(model), eqx.filter(model, is_array_or_shape)
+    check_weights(arrays)
     if stored is not None:
         header |= {"stored": stored}
         arrays = jax.tree.map(_halved, arrays)
@@ -98,12 +109,10 @@ def _read(path: Path | str, like: Denoiser | None) -> Denoiser:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no model file {path}")
-    remedy = "Give the file that the same recipe and preset wrote"
-    if like is None:
-        remedy = "A model with parts of your own is read by load_model(path, like)"
+    remedy = "" if like is None else ". Give the file that the same preset wrote"
     try:
         with path.open("rb") as file:
-            found = json.loads(file.readline())
+            found = _description(file.readline())
             check_parts(found)
             like = rebuild(found) if like is None else like
             _check_same(found, _header(like))
@@ -113,9 +122,18 @@ def _read(path: Path | str, like: Denoiser | None) -> Denoiser:
                 raise ValueError("it goes on after its last array")
     except _DAMAGE as error:
         raise ValueError(
-            f"{path} does not hold a model of this network: {error}. {remedy}"
+            f"{path} does not hold a model of this network: {error}{remedy}"
         ) from error
     return eqx.combine(arrays, static)
+
+
+def _description(line: bytes) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError as error:
+        raise ValueError(
+            "it does not begin as files of save_model do (load_sampler reads samplers)"
+        ) from error
 
 
 def _check_stored(stored: str | None) -> None:
@@ -131,10 +149,17 @@ def _arrays(file: BinaryIO, like: Any, stored: str | None) -> Any:
 
     def shape(leaf: Any) -> jax.ShapeDtypeStruct:
         half = stored is not None and leaf.dtype == jnp.float32
-        return jax.ShapeDtypeStruct(leaf.shape, jnp.float16 if half else leaf.dtype)
+        return jax.ShapeDtypeStruct(leaf.shape, jnp.float16 if half else dtype(leaf))
 
-    arrays = eqx.tree_deserialise_leaves(file, jax.tree.map(shape, like))
-    return jax.tree.map(lambda array, leaf: array.astype(leaf.dtype), arrays, like)
+    def dtype(leaf: Any) -> np.dtype:
+        # NumPy's float64 comes back as what JAX makes of it.
+        return jax.dtypes.canonicalize_dtype(leaf.dtype)
+
+    try:
+        arrays = eqx.tree_deserialise_leaves(file, jax.tree.map(shape, like))
+    except _DAMAGE as error:
+        raise ValueError(f"its arrays are cut off or others ({error})") from error
+    return jax.tree.map(lambda array, leaf: array.astype(dtype(leaf)), arrays, like)
 
 
 def _check_same(found: dict[str, Any], wanted: dict[str, Any]) -> None:

@@ -86,15 +86,19 @@ def place(tree: Tree, mesh: Mesh, *, copy: bool = True) -> Tree:
     """
     arrays, static = eqx.partition(tree, eqx.is_array)
     where = shardings(arrays, mesh)
-    if jax.process_count() == 1:
-        placed = jax.device_put(arrays, where, may_alias=not copy)
-    else:
-        placed = jax.tree.map(
-            lambda a, to: a if not copy and a.sharding == to else _share(a, to),
-            arrays,
-            where,
-        )
+    move = _moved if jax.process_count() == 1 else _shared
+    placed = jax.tree.map(lambda a, to: move(a, to, copy), arrays, where)
     return eqx.combine(placed, static)
+
+
+def _moved(array: jax.Array, to: NamedSharding, copy: bool) -> jax.Array:
+    # From one device to several, JAX keeps the buffer as that device's all the same.
+    own = jnp.copy(array) if copy and array.sharding != to else array
+    return jax.device_put(own, to, may_alias=not copy)
+
+
+def _shared(array: jax.Array, to: NamedSharding, copy: bool) -> jax.Array:
+    return array if not copy and array.sharding == to else _share(array, to)
 
 
 def place_shapes(tree: Tree, mesh: Mesh) -> Tree:

@@ -77,7 +77,7 @@ def write_packed(source: AbstractSource, file: BinaryIO, made_from: str) -> None
     if not len(source):
         raise ValueError(f"{source.name} holds no images")
     names = source.classes
-    if len(set(names)) < len(names) or any(type(name) is not str for name in names):
+    if len(set(names)) < len(names) or not all(isinstance(n, str) for n in names):
         raise ValueError(
             f"{source.name} has classes {names}: name each by its own text"
         )
