@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 from jax.experimental import multihost_utils
 
@@ -249,6 +250,31 @@ def test_a_save_compiles_nothing(tmp_path, caplog):
         wait(state)
         compiled = [r.getMessage() for r in caplog.records if "XLA" in r.getMessage()]
     assert compiled == []
+
+
+def test_a_block_of_checkpoints_waits_for_the_last(tmp_path):
+    made = learner()
+    with Checkpoints(tmp_path) as saving:
+        saving.save(fit(made, start(made), batches(1), steps=1))
+    assert [p.name for p in tmp_path.iterdir()] == ["1"]
+
+
+def test_a_disk_that_takes_no_more_is_named(tmp_path, monkeypatch):
+    made, saving = learner(), Checkpoints(tmp_path)
+    state = fit(made, start(made), batches(1), steps=1)
+
+    def full(*_, **__):
+        raise ValueError("RESOURCE_EXHAUSTED: No space left on device")
+
+    for part, call in (
+        ("save", lambda: saving.save(state)),
+        ("wait_until_finished", saving.wait),
+    ):
+        monkeypatch.setattr(ocp.CheckpointManager, part, full)
+        words = rf"written to {tmp_path}, .* Make room .*No space left on device"
+        with pytest.raises(OSError, match=words):
+            call()
+        monkeypatch.undo()
 
 
 def test_milestones_stay_beside_the_newest(tmp_path):

@@ -191,7 +191,7 @@ def test_imagenet64_says_what_it_looked_for(tmp_path, folder, cache):
     with pytest.raises(FileNotFoundError, match=f"absent is no folder.*{looked}"):
         imagenet64(tmp_path / "absent", cache=cache)
     (folder / "train_data_batch_11").touch()
-    with pytest.raises(FileNotFoundError, match=f"folder holds none of .*{looked}"):
+    with pytest.raises(FileNotFoundError, match=f"folder holds no images: .*{looked}"):
         imagenet64(folder, cache=cache)
     (folder / "val_data").touch()
     (folder / "train_data_batch_10").touch()

@@ -44,6 +44,7 @@ from mcmeqx import (
 from mcmeqx import _fit as fit_module
 from mcmeqx._checks import check_classes
 from mcmeqx._sharding import split_batch
+from mcmeqx._signals import stop_signals
 from mcmeqx.nets import AbstractNetwork, MLPConfig
 
 pytestmark = pytest.mark.usefixtures("as_users_run")
@@ -314,6 +315,31 @@ def test_accumulated_parts_give_the_step_of_the_whole_batch(parts):
             assert float(metrics[name]) == pytest.approx(float(value), rel=1e-4)
     for a, b in zip(arrays(first), arrays(second), strict=True):
         np.testing.assert_allclose(a, b, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("batch", "words"),
+    [
+        (Example(np.zeros((8, 2), "u1")), "float32, got uint8: .* 127"),
+        (Example(np.zeros((8, 2), "f2")), "float32, got float16"),
+    ],
+)
+def test_what_is_no_batch_is_refused(batch, words):
+    made = learner()
+    with pytest.raises(ValueError, match=words):
+        fit(made, start(made), [batch], steps=1)
+
+
+def test_what_ignores_ctrl_c_still_does():
+    # As what a shell starts in the background.
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with stop_signals() as stop:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert stop() is None
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_batches_that_do_not_split_are_named():

@@ -1,3 +1,4 @@
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -131,6 +132,29 @@ def test_the_rate_of_the_angle_is_its_derivative(schedule):
     np.testing.assert_allclose(rate(ts), expected, rtol=1e-6)
     assert float(schedule.angle_rate(1)) == float(schedule.angle_rate(1.0))
     np.testing.assert_allclose(rate(ts.astype(np.float32)), expected, rtol=1e-5)
+
+
+class Ends(AbstractNoiseSchedule):
+    """A schedule of which the two ends are known."""
+
+    ends: tuple[float, float] = eqx.field(static=True)
+
+    def logsnr(self, t):
+        return jnp.where(t < 0.5, *self.ends)
+
+    def sin_gap(self, t, dt):
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize(
+    "ends", [(np.inf, -5.0), (5.0, -np.inf), (-5.0, 5.0), (1.0, 1.0), (np.nan, -5.0)]
+)
+def test_a_denoiser_has_a_schedule_that_falls_and_is_finite(ends):
+    network = MLPConfig(2, 8, 1, embedding=8).build(key=jax.random.key(0))
+    Denoiser(network, Ends((5.0, -5.0)))
+    words = rf"Ends\.logsnr goes from {ends[0]} at t = 0 to .* finite at both"
+    with pytest.raises(ValueError, match=words):
+        Denoiser(network, Ends(ends))
 
 
 def test_numbers_of_a_schedule_are_no_arrays_that_training_would_change():

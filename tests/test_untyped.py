@@ -4,12 +4,12 @@ import subprocess
 import sys
 
 SCRIPT = """
-import jax, mcmeqx as mc, numpy as np
+import jax, mcmeqx as mc, numpy as np, optax
 
 def refused(call, words):
     try:
         call()
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         assert words in str(error), error
     else:
         raise AssertionError(words)
@@ -29,8 +29,23 @@ labelled = lambda c: mc.generate(model, mc.DDIM(), grid, noise, c, key=key)
 assert np.array_equal(labelled([0]), sampled(grid, noise))
 refused(lambda: labelled(np.array([0.7])), "whole numbers (n,), got float64 (1,)")
 refused(lambda: labelled(np.zeros((1, 1), int)), "(n,), got int64 (1, 1)")
+words = "takes a model, of a TrainState its ema, and a sampler, as DDIM(), got "
+for wrong in ((0, mc.DDIM()), (model, mc.DDIM)):
+    called = lambda: mc.generate(*wrong, grid, noise, None, key=key)
+    refused(called, words + type(wrong[0]).__name__)
+segments, teacher = mc.Segments(8), mc.DistillationTeacher(model)
+for wrong in ((model, segments), (teacher, 8)):
+    kinds = f"got a {type(wrong[0]).__name__} and a {type(wrong[1]).__name__}"
+    refused(lambda: mc.MultistepConsistencyLoss(*wrong), kinds)
 sliced = lambda x: mc.metrics.sliced_wasserstein(x, x, key=key)
 refused(lambda: sliced(np.ones((5, 2, 2))), "points of one size")
+learner = mc.Learner(mc.DiffusionLoss(), optax.sgd(1e-3))
+state = learner.init(model, key=key)
+trained = lambda: mc.fit(learner, state, [np.ones((8, 2), np.float32)], steps=1)
+refused(trained, "Example(x, label), got ndarray")
+drawn = lambda: mc.data.batches(np.zeros((4, 2)), batch_size=2, seed=0)
+refused(drawn, "of Images, got ndarray: of a source, save_packed(source, path)")
+refused(lambda: mc.load("."), "is no checkpoint")
 mc.save_model("a.eqx", model)
 assert mc.load("a.eqx").network.config == config
 assert mc.load_model("a.eqx", model).network.config == config

@@ -7,6 +7,8 @@ position too.
 """
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,12 +42,14 @@ class Checkpoints:
     disk is written meanwhile. The last `keep` of them stay, and every one at a multiple
     of `milestone` if that is given. `config` is any JSON that says how the run was
     made; it is kept beside the state. Another program may read a folder that a run
-    saves to. Raises ValueError for numbers below 1, and a config that is no JSON.
+    saves to. Call `wait` before the program ends, as a `with` block of it does: what is
+    being written then is lost. Raises ValueError for numbers below 1, and a config that
+    is no JSON; `save` and `wait` raise OSError where the disk takes no more.
     """
 
     def __init__(
         self,
-        folder: Path,
+        folder: Path | str,
         *,
         keep: int = 2,
         milestone: int | None = None,
@@ -103,19 +107,39 @@ class Checkpoints:
             "structure": structure(state),
             "config": self._config,
         }
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                ema=ocp.args.PyTreeSave(_bare(ema)),
-                training=ocp.args.PyTreeSave(_bare(training)),
-                about=ocp.args.JsonSave(about),
-            ),
-        )
+        with self._writing():
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    ema=ocp.args.PyTreeSave(_bare(ema)),
+                    training=ocp.args.PyTreeSave(_bare(training)),
+                    about=ocp.args.JsonSave(about),
+                ),
+            )
         self._reached = step
 
     def wait(self) -> None:
-        """Come back when all that was begun is on the disk."""
-        self._manager.wait_until_finished()
+        """Come back when all that was begun is on the disk; OSError if it is not."""
+        with self._writing():
+            self._manager.wait_until_finished()
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.wait()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except (ValueError, OSError, RuntimeError) as error:
+            # The last line says why; those before name one array.
+            reason = str(error).strip().splitlines()[-1:] or [repr(error)]
+            raise OSError(
+                f"a checkpoint could not be written to {self._folder}, those before it "
+                f"are whole. Make room there, and go on from them ({reason[0]})"
+            ) from None
 
     def restore(self, state: TrainState) -> TrainState:
         """The newest checkpoint in the structure and the places of `state`, or `state`.

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mcmeqx._guidance import Guided
-from mcmeqx._types import NULL_LABEL
+from mcmeqx._types import NULL_LABEL, Example
 from mcmeqx.nets._network import Embedding
 
 
@@ -88,6 +88,18 @@ def check_labels(labels: Any, rows: int, known: Sequence[int] | None) -> None:
     if len(labels) != rows:
         raise ValueError(f"got {rows} rows of noise but {len(labels)} labels")
     check_classes(labels, known)
+
+
+def check_example(batch: Any) -> None:
+    """ValueError for what is no batch, or has an x that noise cannot be added to."""
+    if not isinstance(batch, Example):
+        raise ValueError(f"a batch is an Example(x, label), got {type(batch).__name__}")
+    floats = jnp.issubdtype(batch.x.dtype, jnp.floating)
+    if not floats or jnp.finfo(batch.x.dtype).bits < 32:
+        raise ValueError(
+            f"x of a batch is float32, got {batch.x.dtype}: bytes of images become so "
+            "by x / 127.5 - 1, and a network computes in a precision of its own"
+        )
 
 
 def check_classes(labels: Any, known: Sequence[int] | None) -> None:

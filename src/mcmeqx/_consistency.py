@@ -83,6 +83,12 @@ class MultistepConsistencyLoss(AbstractLoss):
     adds a third of the difference: the backward differentiation formula BDF2."""
 
     def __check_init__(self):
+        teacher, segments = type(self.teacher), type(self.segments)
+        if not issubclass(teacher, AbstractTeacher) or segments is not Segments:
+            raise ValueError(
+                "a loss takes a teacher, as DistillationTeacher(model), and Segments: "
+                f"got a {teacher.__name__} and a {segments.__name__}"
+            )
         if self.order not in (1, 2):
             raise ValueError(f"order is 1 or 2, got {self.order}")
         if self.order == 2 and not isinstance(self.teacher, DataTeacher):

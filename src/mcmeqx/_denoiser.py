@@ -6,6 +6,7 @@ v-prediction divides by nothing and is exact at both ends of time: at t = 0 it r
 about z, at t = 1 about -v (Salimans & Ho 2022).
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -73,6 +74,14 @@ class Denoiser(eqx.Module):
             raise ValueError(
                 f"{type(self.schedule).__name__} holds arrays, which training would "
                 "change: make the schedule's numbers static fields"
+            )
+        with jax.ensure_compile_time_eval():
+            data, noise = (float(self.schedule.logsnr(t)) for t in (0.0, 1.0))
+        if not -math.inf < noise < data < math.inf:
+            raise ValueError(
+                f"{type(self.schedule).__name__}.logsnr goes from {data} at t = 0 to "
+                f"{noise} at t = 1: it has to fall, and be finite at both: let t = 0 "
+                "stand for a little noise, and t = 1 for a little signal"
             )
 
     def __call__(

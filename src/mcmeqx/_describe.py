@@ -40,9 +40,15 @@ def describe(model: Denoiser) -> dict[str, Any]:
     return {
         "network": _encode(stated, {type(stated).__name__: None}),
         "schedule": _encode(model.schedule, stable_repr(model.schedule)),
-        "prediction": getattr(model.to_x, "__name__", stable_repr(model.to_x)),
+        "prediction": _prediction(model.to_x),
         "dtype": jnp.dtype(model.dtype).name,
     }
+
+
+def _prediction(to_x: Any) -> str:
+    name = getattr(to_x, "__name__", stable_repr(to_x))
+    taken = to_x not in PREDICTIONS and name in [f.__name__ for f in PREDICTIONS]
+    return f"your own {name}" if taken else name
 
 
 def _encode(value: Any, unknown: Any) -> Any:

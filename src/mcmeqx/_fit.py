@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from mcmeqx._checks import check_classes, label_range
+from mcmeqx._checks import check_classes, check_example, label_range
 from mcmeqx._sharding import check_batch_size, make_mesh, place, split_batch
 from mcmeqx._signals import stop_signals
 from mcmeqx._train import Learner, Metrics, TrainState
@@ -89,8 +89,9 @@ def fit(
     Raises `Interrupted` on SIGTERM or SIGINT, after the step in flight, and
     `NonFiniteLossError` after `patience` steps in a row whose loss or gradient is not
     finite, and `OutOfBatchesError` when the batches run out; all carry the state.
-    Raises ValueError for batches that do not split over the mesh, or hold labels that
-    are no classes of the model or of its teacher.
+    Raises ValueError for batches that do not split over the mesh, are not of float32 at
+    least, or hold labels that are no classes of the model or of its teacher, as far as
+    their networks are the library's.
     """
     for name, value in {"save_every": save_every, "patience": patience}.items():
         if value < 1:
@@ -147,6 +148,7 @@ def _ahead(
         batch = next(iterator, None)
         if batch is None:
             break
+        check_example(batch)
         rows = len(batch.x) * jax.process_count()
         check_batch_size(rows, mesh, accumulate)
         check_classes(batch.label, known)

@@ -79,9 +79,14 @@ def generate(
 
     Raises ValueError if `ts` has no step, leaves [0, 1] or does not fall (but see
     `ProbabilityFlow`), `noise` is empty or below float32, `labels` differ in number or
-    are no classes of the model or of what guides it, `batch_size` is not positive or
-    `guidance` negative.
+    are no classes of the model or of what guides it (of networks of the library),
+    `batch_size` is not positive or `guidance` negative.
     """
+    if not hasattr(model, "schedule") or not isinstance(sampler, AbstractSampler):
+        raise ValueError(
+            "generate takes a model, of a TrainState its ema, and a sampler, as "
+            f"DDIM(), got {type(model).__name__} and {sampler}"
+        )
     n = len(noise)
     if n < 1 or batch_size < 1:
         raise ValueError(

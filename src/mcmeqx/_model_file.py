@@ -108,7 +108,8 @@ def load_model(path: Path | str, like: Denoiser) -> Denoiser:
 def _read(path: Path | str, like: Denoiser | None) -> Denoiser:
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"there is no model file {path}")
+        what = "a folder, and no model file" if path.is_dir() else "no model file"
+        raise FileNotFoundError(f"there is {what} {path}")
     remedy = "" if like is None else ". Give the file that the same preset wrote"
     try:
         with path.open("rb") as file:

@@ -46,7 +46,10 @@ def stop_signals() -> Iterator[Stop]:
             signal.signal(each, handler)
 
     if threading.current_thread() is threading.main_thread():
-        before |= {each: signal.signal(each, note) for each in _WANTED}
+        # What is ignored, as Ctrl-C by what a shell runs in the background, stays so.
+        deaf = (signal.SIG_IGN, None)
+        heard = [each for each in _WANTED if signal.getsignal(each) not in deaf]
+        before |= {each: signal.signal(each, note) for each in heard}
     try:
         yield lambda: asked[0] if asked else None
     finally:

@@ -71,7 +71,7 @@ def addim_x(
     the d elements of this one example; 0 returns `x`. `balanced` drops the paper's
     assumption that x and eps are orthogonal: with their expected inner product
     `alpha_t / sigma_t d x_var` the norm of `z_s` is right for the optimal denoiser, and
-    Gaussian data are sampled exactly at every number of steps.
+    steps of it alone sample Gaussian data exactly, whatever their number.
     """
     sigma_t, sigma_s = schedule.sigma(t), schedule.sigma(s)
     kappa = schedule.sin_gap(t, t - s) / sigma_t

@@ -32,10 +32,10 @@ def imagenet(path: Path, side: int, *, cache: Path | None = None) -> Images:
 
     A packed file is mapped. A zip of pictures, or a folder that holds the official
     archives `train_data_batch_1` to `_10`, one zip, or pictures with `dataset.json` or
-    in a folder per class, is packed first, with a bar; larger pictures are shrunk and
-    cropped as ADM does. `cache` is the folder to keep that in, by default the user's
-    cache folder: 16 GB at 64x64. It is made anew where a name, size or time of the
-    source's files has changed.
+    in a folder per class, is packed first, with a bar; pictures of another size are
+    shrunk or enlarged to it and cropped, as ADM does. `cache` is the folder to keep
+    that in, by default the user's cache folder: 16 GB at 64x64. It is made anew where a
+    name, size or time of the source's files has changed.
 
     Raises `FileNotFoundError` where `path` is none of these; `ValueError` for a packed
     file of another size, for pictures beside a zip, without classes or of more than
@@ -79,7 +79,7 @@ def _find(path: Path, side: int) -> tuple[str, Callable[[], AbstractSource]]:
         at, store = zips[0], Zip(zips[0])
         pictured = any(map(is_picture, store.names))
     if not pictured:
-        raise FileNotFoundError(f"{path} holds none of what mcmeqx {_LOOKED_FOR}")
+        raise FileNotFoundError(f"{path} holds no images: mcmeqx {_LOOKED_FOR}")
 
     def read() -> AbstractSource:
         pictures = Pictures(at, side=side)

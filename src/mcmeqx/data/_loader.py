@@ -47,10 +47,15 @@ def batches(
     right with probability 1/2, anew each time it comes.
 
     Raises, before the first batch is drawn, `TypeError` for a number that is no integer
-    and `ValueError` for empty `images`, `batch_size` below 1 or not a multiple of
-    `processes`, a negative `seed` or `start`, `stop` below `start`, or a `process`
-    that is not below `processes`.
+    and for what is no `Images`, and `ValueError` for empty `images`, `batch_size` below
+    1 or not a multiple of `processes`, a negative `seed` or `start`, `stop` below
+    `start`, or a `process` that is not below `processes`.
     """
+    if not isinstance(images, Images):
+        raise TypeError(
+            f"batches are of Images, got {type(images).__name__}: of a source, "
+            "save_packed(source, path) and then packed(path)"
+        )
     _check("batch_size", batch_size, 1)
     _check("seed", seed, 0)
     _check("start", start, 0)

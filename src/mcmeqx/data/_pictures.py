@@ -30,8 +30,8 @@ class Pictures(AbstractSource):
     Hidden files and files of other kinds are left out, and turns that a camera notes
     (EXIF) are not made.
 
-    With `side`, pictures are shrunk and cropped to side x side as ADM does (Dhariwal &
-    Nichol 2021): `cropped`. Without, they must be square and of one size already.
+    With `side`, pictures are shrunk or enlarged to it and cropped as ADM does (Dhariwal
+    & Nichol 2021): `cropped`. Without, they must be square and of one size already.
 
     Raises `FileNotFoundError` where there is no picture; `ValueError` for labels that
     do not fit, and, when it is read, for a picture that is damaged, is of another size,

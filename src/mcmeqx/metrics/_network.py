@@ -76,5 +76,8 @@ def features(
         raise ValueError(f"batch_size is 1 or more, got {batch_size}")
     low, high = float(np.min(images)), float(np.max(images))
     if not (low >= -1.0 and high <= 1.0):
-        raise ValueError(f"images lie in [{low}, {high}], expected [-1, 1]: clip them")
+        raise ValueError(
+            f"images lie in [{low}, {high}], expected [-1, 1]: clip samples that go a "
+            "little beyond, and scale bytes by x / 127.5 - 1"
+        )
     return batched(_apply, network, images, batch_size=batch_size, mesh=mesh)

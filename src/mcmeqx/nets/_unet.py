@@ -87,8 +87,9 @@ class UNetConfig:
         for multiplier in (*attending, self.multipliers[-1]):
             if self.width * multiplier % self.head_width:
                 raise ValueError(
-                    f"a level of width {self.width * multiplier} with attention does "
-                    f"not split into heads of head_width {self.head_width}"
+                    f"a level of width {self.width * multiplier} with attention, as "
+                    "the last always has, does not split into heads of head_width "
+                    f"{self.head_width}: give another head_width"
                 )
 
     def build(self, *, key: Key[Array, ""]) -> "UNet":
