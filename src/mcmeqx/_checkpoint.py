@@ -139,7 +139,7 @@ class Checkpoints:
             raise OSError(
                 f"a checkpoint could not be written to {self._folder}, those before it "
                 f"are whole. Make room there, and go on from them ({reason[0]})"
-            ) from None
+            ) from error
 
     def restore(self, state: TrainState) -> TrainState:
         """The newest checkpoint in the structure and the places of `state`, or `state`.
