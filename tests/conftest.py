@@ -1,6 +1,7 @@
 """Four CPU devices, float64, strict promotion, and types checked at every call."""
 
 import os
+import signal
 
 # Tests compile for longer than they compute: so with few of LLVM's optimisations, but
 # with its fused multiply-adds, which float32's small differences need.
@@ -40,3 +41,11 @@ def taken(monkeypatch):
 
     monkeypatch.setattr(Images, "take", take)
     return counts
+
+
+@pytest.fixture
+def hears_ctrl_c():
+    """As a program in a shell's foreground, where the tests may not run."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

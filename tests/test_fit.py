@@ -208,6 +208,7 @@ def test_examine_sees_each_example_as_the_step_does():
     assert float(norms.max()) * 8 >= float(metrics["grad_norm"])
 
 
+@pytest.mark.usefixtures("hears_ctrl_c")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_the_run_between_two_steps_and_hands_over_the_state(number):
     before = [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)]
@@ -330,16 +331,14 @@ def test_what_is_no_batch_is_refused(batch, words):
         fit(made, start(made), [batch], steps=1)
 
 
+@pytest.mark.usefixtures("hears_ctrl_c")
 def test_what_ignores_ctrl_c_still_does():
     # As what a shell starts in the background.
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        with stop_signals() as stop:
-            os.kill(os.getpid(), signal.SIGINT)
-            assert stop() is None
-        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-    finally:
-        signal.signal(signal.SIGINT, before)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with stop_signals() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop() is None
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
 
 
 def test_batches_that_do_not_split_are_named():

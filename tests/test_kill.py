@@ -94,6 +94,7 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_bits(undisturbed):
     assert_same_bits(out, undisturbed)
 
 
+@pytest.mark.usefixtures("hears_ctrl_c")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_run_asked_to_stop_hands_its_state_over_and_goes_on(undisturbed, number):
     out = undisturbed.parent / number.name
