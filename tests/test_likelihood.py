@@ -19,6 +19,14 @@ EXACT = adaptive_steps(1e-8)
 LONG = Cosine(-25.0, 25.0)
 MEANS = np.array([[-0.8, 0.1, 0.4], [0.9, 0.3, -0.2]])
 KEY = jax.random.key(3)
+COV = jnp.asarray([[1.0, 0.6], [0.6, 1.0]])
+
+
+def correlated(z, t):
+    """The denoiser of two elements of a normal law."""
+    alpha, sigma = LONG.alpha(t), LONG.sigma(t)
+    inside = alpha**2 * COV + sigma**2 * jnp.eye(2)
+    return alpha * COV @ jnp.linalg.solve(inside, z)
 
 
 @pytest.mark.parametrize(
@@ -96,23 +104,16 @@ def test_probes_estimate_the_trace_without_bias_and_know_their_error():
 
 
 def test_probes_know_nothing_of_the_noise_that_dequantise_draws_from_their_key():
-    cov = jnp.asarray([[1.0, 0.6], [0.6, 1.0]])
-
-    def denoise(z, t):
-        alpha, sigma = LONG.alpha(t), LONG.sigma(t)
-        inside = alpha**2 * cov + sigma**2 * jnp.eye(2)
-        return alpha * cov @ jnp.linalg.solve(inside, z)
-
     pixels = jnp.asarray([0.1, -0.2])
 
     def both(key):
         x = dequantise(pixels, key=key)
-        return x - pixels, log_likelihood(denoise, LONG, x, probes=1, key=key).nats
+        return x - pixels, log_likelihood(correlated, LONG, x, probes=1, key=key).nats
 
     noise, nats = map(np.asarray, jax.vmap(both)(jax.random.split(KEY, 64)))
     # Of two signs e the estimate is the trace and 2 e_1 e_2 of what stands off it.
     x = np.asarray(pixels) + noise
-    exact = multivariate_normal.logpdf(x, cov=np.asarray(cov))
+    exact = multivariate_normal.logpdf(x, cov=np.asarray(COV))
     alike = np.sign(nats - exact) == np.sign(noise[:, 0] * noise[:, 1])
     assert np.abs(nats - exact).min() > 0.05
     # Four standard deviations of 64 fair coins.
@@ -148,20 +149,13 @@ def test_signs_have_the_trace_of_a_multiple_of_the_identity_exactly():
 
 
 def test_the_standard_error_is_that_of_a_mean_of_probes():
-    cov = jnp.asarray([[1.0, 0.6], [0.6, 1.0]])
-
-    def denoise(z, t):
-        alpha, sigma = LONG.alpha(t), LONG.sigma(t)
-        inside = alpha**2 * cov + sigma**2 * jnp.eye(2)
-        return alpha * cov @ jnp.linalg.solve(inside, z)
-
     x = jnp.asarray([0.1, -0.2])
-    exact = log_likelihood(denoise, LONG, x).nats
-    one = log_likelihood(denoise, LONG, x, probes=1, key=KEY)
+    exact = log_likelihood(correlated, LONG, x).nats
+    one = log_likelihood(correlated, LONG, x, probes=1, key=KEY)
     assert np.isnan(one.standard_error)
     # Of two signs an estimate is off by c or by -c.
     c, probes = abs(float(one.nats - exact)), 8
-    found = log_likelihood(denoise, LONG, x, probes=probes, key=KEY)
+    found = log_likelihood(correlated, LONG, x, probes=probes, key=KEY)
     u = float(found.nats - exact) / c
     expected = c * np.sqrt((1 - u**2) / (probes - 1))
     assert expected > 0
