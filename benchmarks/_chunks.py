@@ -1,6 +1,8 @@
 """Features chunk by chunk on disk, so that a killed evaluation goes on."""
 
-from collections.abc import Callable, Sequence
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -40,8 +42,20 @@ def chunked_features(
                 rows = features(network, images, batch_size=size)
                 with whole(path) as part, part.open("wb") as file:
                     np.save(file, rows)
-            parts.append(np.load(path))
+            with named_if_damaged(path):
+                parts.append(np.load(path))
     return [np.concatenate(parts) for parts in out]
+
+
+@contextmanager
+def named_if_damaged(path: Path) -> Iterator[None]:
+    """Within it, a file that cannot be read is a ValueError that names it."""
+    try:
+        yield
+    except (ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            f"{path} is damaged ({error}): remove it, and it is made anew"
+        ) from error
 
 
 def as_bytes(x: np.ndarray) -> np.ndarray:

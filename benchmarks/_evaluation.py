@@ -12,7 +12,7 @@ import equinox as eqx
 import jax
 import numpy as np
 import wadler_lindig
-from _chunks import CHUNK, as_bytes, chunked_features
+from _chunks import CHUNK, as_bytes, chunked_features, named_if_damaged
 from _measured_data import Data, digest, scaled
 from _recipes import at_least, whole
 from _scores import code_digest, scores
@@ -155,7 +155,11 @@ def _measured(
             result = {"id": ids[i]} | every[i] | scores(rows, against[i])
             with whole(paths[i]) as part:
                 part.write_text(json.dumps(result, indent=1) + "\n")
-    return [json.loads(path.read_text()) for path in paths]
+    found = []
+    for path in paths:
+        with named_if_damaged(path):
+            found.append(json.loads(path.read_text()))
+    return found
 
 
 def _short(text: str) -> str:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from _chunks import CHUNK, chunked_features
+from _chunks import CHUNK, chunked_features, named_if_damaged
 from _recipes import file_name, whole
 from tqdm import tqdm
 
@@ -96,7 +96,8 @@ def _moments(images, rows, network, folder: Path, batch_size: int) -> Moments:
     path, done, moments = folder / "rest.npz", 0, None
     size = min(batch_size, _ROWS)
     if path.exists():
-        with np.load(path) as stored:
+        # Opened here, since np.load leaves a file that is no whole zip open.
+        with named_if_damaged(path), path.open("rb") as file, np.load(file) as stored:
             done = int(stored["count"])
             moments = Moments(done, stored["mean"], stored["scatter"])
     starts = range(done, len(rows), _ROWS)

@@ -345,6 +345,25 @@ def test_what_former_code_of_the_metrics_gave_counts_no_more(
         assert _scores.code_digest() != before
 
 
+def test_a_damaged_file_is_named_with_what_to_do(tiny, images, tmp_path):
+    def measured():
+        data = from_images(images, Corners(), tmp_path)
+        return _evaluation.evaluate_images(
+            pixels(30, seed=1), samples=20, seed=0, data=data, folder=tmp_path
+        )["frechet"]
+
+    expected = measured()
+    for name in ("features_*.npy", "rest.npz", "result_*.json"):
+        path = next(tmp_path.rglob(name))
+        content = path.read_bytes()
+        for damaged in (content[: len(content) // 2], b""):
+            path.write_bytes(damaged)
+            with pytest.raises(ValueError, match=rf"{path.name} is damaged .* remove"):
+                measured()
+        path.unlink()
+        assert measured() == expected
+
+
 def test_batches_are_no_larger_than_what_there_is(tiny, images, tmp_path, monkeypatch):
     sizes, real = [], mc.metrics.features
 
