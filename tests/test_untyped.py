@@ -26,7 +26,8 @@ sampled = lambda ts, x: mc.generate(model, mc.DDIM(), ts, x, np.zeros(1, int), k
 refused(lambda: sampled(8, noise), "two times or more, as uniform_grid(8), got 8")
 refused(lambda: sampled(grid, noise.astype(int)), "float32 or float64, got int64")
 labelled = lambda c: mc.generate(model, mc.DDIM(), grid, noise, c, key=key)
-assert np.array_equal(labelled([0]), sampled(grid, noise))
+for few in ([0], (0,)):
+    assert np.array_equal(labelled(few), sampled(grid, noise))
 refused(lambda: labelled(np.array([0.7])), "whole numbers (n,), got float64 (1,)")
 refused(lambda: labelled(np.zeros((1, 1), int)), "(n,), got int64 (1, 1)")
 words = "takes a model, of a TrainState its ema, and a sampler, as DDIM(), got "

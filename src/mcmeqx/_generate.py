@@ -96,7 +96,7 @@ def generate(
     check_times(ts, rising=sampler.rising)
     check_guidance(guidance)
     check_noise(noise)
-    labels = np.asarray(labels) if isinstance(labels, list) else labels
+    labels = np.asarray(labels) if isinstance(labels, list | tuple) else labels
     check_labels(labels, n, label_range(model))
     scale = None if guidance is None else jnp.float32(guidance)
     ts = np.asarray(ts, np.float32 if noise.dtype == np.float32 else np.float64)
