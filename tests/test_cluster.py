@@ -147,7 +147,7 @@ mc.connect(f"localhost:{sys.argv[2]}", 2, index)
 _machine.meet("up")
 with stop_signals() as stop:
     former = any([stop() for _ in range(5)])
-# Between two stages: one process is the first to know, and asks before the other.
+# Between two stages, where nobody asks.
 if index == 1:
     os.kill(os.getpid(), signal.SIGTERM)
 time.sleep(3)
