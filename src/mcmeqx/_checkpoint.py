@@ -14,12 +14,12 @@ from typing import Any
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from mcmeqx._denoiser import Denoiser
 from mcmeqx._describe import describe, rebuild
 from mcmeqx._model_file import is_array_or_shape, named
+from mcmeqx._sharding import as_key, is_key
 from mcmeqx._structure import structure
 from mcmeqx._train import TrainState
 
@@ -134,11 +134,9 @@ class Checkpoints:
         try:
             yield
         except (ValueError, OSError, RuntimeError) as error:
-            # The last line says why; those before name one array.
-            reason = str(error).strip().splitlines()[-1:] or [repr(error)]
             raise OSError(
                 f"a checkpoint could not be written to {self._folder}, those before it "
-                f"are whole. Make room there, and go on from them ({reason[0]})"
+                f"are whole. Make room there, and go on from them ({error})"
             ) from error
 
     def restore(self, state: TrainState) -> TrainState:
@@ -168,7 +166,7 @@ class Checkpoints:
         )
         self._reached = step
         arrays = eqx.tree_at(lambda s: s.ema, restored["training"], restored["ema"])
-        arrays = jax.tree.map(_as_key, arrays, eqx.filter(state, eqx.is_array))
+        arrays = _dressed(arrays, eqx.filter(state, eqx.is_array))
         return eqx.combine(arrays, eqx.filter(state, eqx.is_array, inverse=True))
 
     def _compare(self, step: int, found: dict[str, str], wanted: dict[str, str]):
@@ -200,20 +198,14 @@ def _array_handler() -> ocp.PyTreeCheckpointHandler:
     return ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
 
 
-def _is_key(leaf: Any) -> bool:
-    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
 def _bare(tree: Any) -> Any:
     """The tree with the bits of each key in its place."""
-    return jax.tree.map(lambda a: jax.random.key_data(a) if _is_key(a) else a, tree)
+    return jax.tree.map(lambda a: jax.random.key_data(a) if is_key(a) else a, tree)
 
 
-def _as_key(bits: jax.Array, like: jax.Array) -> jax.Array:
-    """An array as it was, or the key of these bits where `like` is one."""
-    if not _is_key(like):
-        return bits
-    return jax.random.wrap_key_data(bits, impl=jax.random.key_impl(like))
+def _dressed(bare: Any, like: Any) -> Any:
+    """What `_bare` was given, of which `like` has the keys' kinds."""
+    return jax.tree.map(lambda a, b: as_key(a, b) if is_key(b) else a, bare, like)
 
 
 def _restoring(arrays: Any) -> ocp.args.PyTreeRestore:

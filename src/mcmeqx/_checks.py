@@ -14,12 +14,16 @@ from mcmeqx.nets._network import Embedding
 
 def check_noise(z: Any) -> None:
     """ValueError for a precision that cannot tell neighbouring times apart."""
-    floats = jnp.issubdtype(z.dtype, jnp.floating)
-    if not floats or jnp.finfo(z.dtype).bits < 32:
+    if not _is_single(z.dtype):
         raise ValueError(
             f"noise is float32 or float64, got {z.dtype}: a network computes in a "
             "precision of its own, but times and samples need this one"
         )
+
+
+def _is_single(dtype: Any) -> bool:
+    """Whether it is of floats of single precision at least."""
+    return jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits >= 32
 
 
 def check_guidance(scale: float | None) -> None:
@@ -94,8 +98,7 @@ def check_example(batch: Any) -> None:
     """ValueError for what is no batch, or has an x that noise cannot be added to."""
     if not isinstance(batch, Example):
         raise ValueError(f"a batch is an Example(x, label), got {type(batch).__name__}")
-    floats = jnp.issubdtype(batch.x.dtype, jnp.floating)
-    if not floats or jnp.finfo(batch.x.dtype).bits < 32:
+    if not _is_single(batch.x.dtype):
         raise ValueError(
             f"x of a batch is float32, got {batch.x.dtype}: bytes of images become so "
             "by x / 127.5 - 1, and a network computes in a precision of its own"

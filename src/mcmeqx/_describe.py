@@ -21,7 +21,7 @@ from mcmeqx.nets._network import network_shapes
 
 CONFIGS = (MLPConfig, UNetConfig, UViTConfig)
 SCHEDULES = (Cosine, Shifted)
-PREDICTIONS = (x_prediction, eps_prediction, v_prediction)
+PREDICTIONS = {f.__name__: f for f in (x_prediction, eps_prediction, v_prediction)}
 PARTS = ("network", "schedule", "prediction", "dtype")
 
 # Fields on which neither the arrays nor a call without a key depend.
@@ -47,8 +47,7 @@ def describe(model: Denoiser) -> dict[str, Any]:
 
 def _prediction(to_x: Any) -> str:
     name = getattr(to_x, "__name__", stable_repr(to_x))
-    taken = to_x not in PREDICTIONS and name in [f.__name__ for f in PREDICTIONS]
-    return f"your own {name}" if taken else name
+    return name if PREDICTIONS.get(name, to_x) is to_x else f"your own {name}"
 
 
 def _encode(value: Any, unknown: Any) -> Any:
@@ -72,17 +71,16 @@ def rebuild(about: dict[str, Any]) -> Denoiser:
     library does not know.
     """
     check_parts(about)
-    predictions = {to_x.__name__: to_x for to_x in PREDICTIONS}
     prediction = about["prediction"]
-    if prediction not in predictions:
-        raise _unknown("prediction", prediction, predictions)
+    if prediction not in PREDICTIONS:
+        raise _unknown("prediction", prediction, PREDICTIONS)
     config = _decode("network", about["network"], CONFIGS)
     schedule = _decode("schedule", about["schedule"], SCHEDULES)
     try:
         network, dtype = network_shapes(config), jnp.dtype(about["dtype"])
     except TypeError as error:
         raise ValueError(f"its description is of no model: {error}") from error
-    return Denoiser(network, schedule, predictions[prediction], dtype)
+    return Denoiser(network, schedule, PREDICTIONS[prediction], dtype)
 
 
 def check_parts(about: dict[str, Any]) -> None:

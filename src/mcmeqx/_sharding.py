@@ -116,11 +116,20 @@ def _share(array: jax.Array, sharding: NamedSharding) -> jax.Array:
     """A copy of an array that every process has, or shares already, so placed."""
     if not array.is_fully_addressable:
         return jax.jit(jnp.copy, out_shardings=sharding)(array)
-    if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
-        data = _share(jax.random.key_data(array), sharding)
-        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(array))
+    if is_key(array):
+        return as_key(_share(jax.random.key_data(array), sharding), array)
     host = np.array(array)
     return jax.make_array_from_callback(array.shape, sharding, lambda at: host[at])
+
+
+def is_key(array: Any) -> bool:
+    """Whether an array holds keys."""
+    return jnp.issubdtype(array.dtype, jax.dtypes.prng_key)
+
+
+def as_key(bits: jax.Array, like: jax.Array) -> jax.Array:
+    """The keys of `key_data`, of the kind of `like`."""
+    return jax.random.wrap_key_data(bits, impl=jax.random.key_impl(like))
 
 
 def keep_placed(tree: Tree) -> Tree:
