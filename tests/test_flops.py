@@ -95,6 +95,47 @@ def test_the_gradient_of_a_product_and_of_a_convolution_costs_twice_as_much():
     assert count_flops(both, W, IMAGE) == 3 * CONVOLUTION
 
 
+@pytest.mark.parametrize("keep", [None, jax.checkpoint_policies.dots_saveable])
+def test_what_a_gradient_computes_again_is_not_work(keep):
+    """Two layers, the second under a scan of nine: a pass, and two for derivatives."""
+
+    def layers(a):
+        return jnp.sum(scanned(jnp.tanh(a @ a)))
+
+    again = jax.checkpoint(layers, policy=keep)
+    # All of them, though all but the last are computed once more for the gradient.
+    assert count_flops(jax.grad(again), SQUARE) == 3 * 10 * 2 * 4**3
+    inner = jax.checkpoint(lambda h, _: (jnp.tanh(h @ SQUARE), None), policy=keep)
+
+    def loop(a):
+        return jnp.sum(jax.lax.scan(inner, a, None, length=9)[0])
+
+    assert count_flops(jax.grad(loop), SQUARE) == 2 * 9 * 2 * 4**3
+
+
+@pytest.mark.parametrize("kind", ["resnet", "transformer"])
+def test_a_network_that_computes_blocks_again_has_the_operations_of_one_that_keeps(
+    kind,
+):
+    def operations(remat):
+        stages = (Stage("resnet", 8, 1), Stage(kind, 64, 6))
+        config = dataclasses.replace(
+            imagenet64_small, image_size=16, stages=stages, remat=remat
+        )
+        shapes, static = eqx.partition(
+            network_shapes(config), lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct)
+        )
+
+        def loss(shapes, z):
+            network = eqx.combine(shapes, static)
+            return jnp.sum(network(z, jnp.float32(0.3), jnp.asarray(0)) ** 2)
+
+        z = jax.ShapeDtypeStruct((3, 16, 16), jnp.float32)
+        return count_flops(jax.grad(loss), shapes, z)
+
+    assert operations(True) == operations(False) > 0
+
+
 def test_a_training_step_of_an_mlp_is_what_xla_counts(as_users_run):
     width, rows = 64, 8
     network = MLPConfig(8, width, 3, embedding=64).build(key=jax.random.key(0))

@@ -2,7 +2,8 @@
 
 Only matrix products and convolutions count, two operations for each multiply-add, and
 of a convolution no product with padding; the body of a scan counts as often as it runs,
-which XLA's own cost analysis does not do.
+which XLA's own cost analysis does not do. What rematerialisation computes again is no work
+of the model's and does not count.
 """
 
 import math
@@ -14,6 +15,9 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+# JAX's name for what `jax.checkpoint` does a second time, in the backward pass.
+_RECOMPUTED = "rematted_computation"
 
 
 def count_flops(function: Callable[..., Any], *args: Any) -> int:
@@ -32,6 +36,8 @@ def _of_jaxpr(jaxpr: Any) -> int:
 
 def _of_equation(equation: Any) -> int:
     name, params = equation.primitive.name, equation.params
+    if _RECOMPUTED in str(equation.source_info.name_stack):
+        return 0
     if name == "dot_general":
         (contracted, _), _ = params["dimension_numbers"]
         shape = equation.invars[0].aval.shape
