@@ -72,13 +72,8 @@ def from_images(
     folder = folder / file_name(f"{images.name}_{own.hexdigest()[:16]}")
     order = np.random.default_rng(0).permutation(len(images))
     count = min(len(images) // 2, KEPT)
-    (kept,) = chunked_features(
-        lambda start, n: scaled(images.pixels[order[start : start + n]]),
-        count,
-        [(network, folder)],
-        batch_size=batch_size,
-        describe=f"features of {images.name}",
-    )
+    chosen = order[:count]
+    kept = _kept(images.name, images.pixels, chosen, network, folder, batch_size)
     rest = _moments(images, order[count:], network, folder, batch_size)
     both = rest.merge(Moments.of(kept))
     about = mc.metrics.reference(
@@ -137,14 +132,20 @@ def from_statistics(
     order = np.random.default_rng(0).permutation(len(pixels))[:KEPT]
     own = hashlib.sha256(f"{reference.sha256} {network.name}".encode()).hexdigest()
     folder = folder / file_name(f"{path.stem}_{own[:16]}")
-    (kept,) = chunked_features(
-        lambda start, n: scaled(pixels[order[start : start + n]]),
-        len(order),
+    kept = _kept(path.name, pixels, order, network, folder, batch_size)
+    return Data(network, reference, kept)
+
+
+def _kept(name, pixels, rows, network, folder: Path, batch_size: int) -> np.ndarray:
+    """Features of the images in `rows`, of which finished chunks are on disk."""
+    (features,) = chunked_features(
+        lambda start, n: scaled(pixels[rows[start : start + n]]),
+        len(rows),
         [(network, folder)],
         batch_size=batch_size,
-        describe=f"features of {path.name}",
+        describe=f"features of {name}",
     )
-    return Data(network, reference, kept)
+    return features
 
 
 def _has_images(path: Path) -> bool:

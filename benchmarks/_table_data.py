@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Literal
 
 import mcmeqx as mc
-from mcmeqx.nets import Stage, UViTConfig
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "recipes"))
 from _stages import DEMO, Preset, with_headroom
@@ -55,19 +54,7 @@ class ImageSet:
 
 GREY32 = Preset(
     "fashion-mnist",
-    UViTConfig(
-        32,
-        (
-            Stage("resnet", 16, 1),
-            Stage("resnet", 32, 1),
-            Stage("resnet", 64, 1),
-            Stage("transformer", 128, 4),
-        ),
-        channels=1,
-        classes=10,
-        embedding=128,
-        group_width=4,
-    ),
+    replace(mc.nets.demo64, image_size=32, channels=1, classes=10, null_class=False),
     mc.Cosine(),
     batch_size=32,
     teacher="scratch",

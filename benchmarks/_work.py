@@ -16,6 +16,7 @@ import optax
 
 import mcmeqx as mc
 from mcmeqx._generate import padded, sample_rows
+from mcmeqx._sharding import is_placed
 
 TRAINING = ("teacher", "cd", "ct")
 PRECISIONS = ("float32", "bfloat16", "float16")
@@ -99,17 +100,13 @@ def _learner(job: str, model: mc.Denoiser) -> mc.Learner:
     return mc.Learner(losses[job], optax.adam(1e-4))
 
 
-def _is_array(leaf: Any) -> bool:
-    return eqx.is_array(leaf) or isinstance(leaf, jax.ShapeDtypeStruct)
-
-
 def _training(learner: mc.Learner, batch: mc.Example, state: mc.TrainState) -> Job:
     flops = learner.flops(state, batch)
     begun = time.perf_counter()
     program = learner.compiled(state, batch)
     seconds = time.perf_counter() - begun
-    inputs = eqx.filter((learner, batch), _is_array)
-    states = [eqx.filter(state, _is_array)]
+    inputs = eqx.filter((learner, batch), is_placed)
+    states = [eqx.filter(state, is_placed)]
 
     def run() -> Any:
         state, metrics = program(inputs, states.pop())
@@ -123,7 +120,7 @@ def _sampling(
     model: mc.Denoiser, noise: Any, labels: Any, keys: Any, steps: int
 ) -> Job:
     ts = np.asarray(mc.uniform_grid(steps), np.float32)
-    given, fixed = eqx.partition((model, noise, labels, keys), _is_array)
+    given, fixed = eqx.partition((model, noise, labels, keys), is_placed)
 
     def function(given: Any, ts: Any, steps: Any) -> jax.Array:
         model, noise, labels, keys = eqx.combine(given, fixed)

@@ -130,15 +130,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     memory = compiled.memory_analysis()
     leaves = [a for a in jax.tree.leaves(shapes) if isinstance(a, jax.ShapeDtypeStruct)]
     total = sum(a.size * a.dtype.itemsize for a in leaves if a.dtype == jnp.float32)
-    parameters = sum(
-        a.size
-        for a in jax.tree.leaves(shapes[1].model)
-        if isinstance(a, jax.ShapeDtypeStruct)
-    )
     return {
         "device": devices[0].device_kind,
         "network": options.network,
-        "parameters": parameters,
+        "parameters": mc.nets.count_parameters(config),
         "devices": mesh.size,
         "data": mesh.shape["data"],
         "fsdp": mesh.shape["fsdp"],

@@ -66,7 +66,7 @@ class Config:
     batch_sizes: tuple[int, ...] = (8, 32)
     """Images a step, or a call of the sampler."""
     precisions: tuple[str, ...] = ("float32",)
-    """What the network computes in: float32, bfloat16."""
+    """What the network computes in: float32, bfloat16 or float16."""
     rounds: int = 5
     """Timed rounds of each row."""
     compile_only: bool = False

@@ -76,8 +76,8 @@ def pair(std: float) -> Mixture:
     return Mixture(jnp.asarray([[-1.0], [1.0]], jnp.float32), std)
 
 
-def ring(std: float, components: int = 8) -> Mixture:
-    """Components at equal angles on the unit circle."""
-    angles = 2 * np.pi * np.arange(components) / components
+def ring(std: float) -> Mixture:
+    """Eight components at equal angles on the unit circle."""
+    angles = 2 * np.pi * np.arange(8) / 8
     means = np.stack([np.cos(angles), np.sin(angles)], 1)
     return Mixture(jnp.asarray(means, jnp.float32), std)

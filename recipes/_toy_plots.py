@@ -16,16 +16,17 @@ from mcmeqx import Denoiser, ddim, uniform_grid
 
 _LINE = "#1d4e89"
 _DATA = "#c1440e"
+_POINTS = 128
 
 
 def trajectories(
-    model: Denoiser, steps: int, starts: Float[np.ndarray, "n 1"], points: int = 128
+    model: Denoiser, steps: int, starts: Float[np.ndarray, "n 1"]
 ) -> tuple[Float[np.ndarray, " times"], Float[np.ndarray, "times n"]]:
     """Times from 1 to 0, and z at them: DDIM's curves between its `steps` evaluations.
 
     Inside one step x is fixed and z follows `ddim` to every time on the way.
     """
-    inner = max(1, points // steps)
+    inner = max(1, _POINTS // steps)
     grid = uniform_grid(steps).astype(np.float32)
     z, times, path = np.asarray(starts), [grid[:1]], [np.asarray(starts)[None, :, 0]]
 

@@ -4,8 +4,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mcmeqx._packages import package_folder, versions
 from mcmeqx.data._cache import cache_folder, cached
-from mcmeqx.data._packages import package_folder, versions
 
 
 def flipped(data: bytes, at: int) -> bytes:

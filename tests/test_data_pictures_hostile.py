@@ -212,6 +212,18 @@ def test_a_damaged_zip_is_refused(tmp_path):
         Pictures(path)
 
 
+@pytest.mark.parametrize("packed", ["ZIP_DEFLATED", "ZIP_BZIP2", "ZIP_LZMA"])
+def test_a_picture_that_does_not_unpack_is_named(tmp_path, packed):
+    path = tmp_path / "set.zip"
+    with zipfile.ZipFile(path, "w", getattr(zipfile, packed)) as file:
+        file.writestr("a.png", noise(16, 16))
+    whole = path.read_bytes()
+    for at in range(40, 240, 20):
+        path.write_bytes(whole[:at] + bytes(20) + whole[at + 20 :])
+        with pytest.raises(ValueError, match=r"a\.png in .* is damaged"):
+            store_module.Zip(path).read("a.png")
+
+
 # What guided diffusion's loader does to a picture of this size, step by step.
 RECIPES = {
     (64, 64): (),

@@ -271,7 +271,7 @@ def test_a_file_of_before_a_field_existed_has_its_default(tmp_path):
 def test_damaged_weights_are_refused_and_a_file_is_never_replaced(tmp_path):
     path, model = tmp_path / "a.safetensors", models()["mlp"]
     export_weights(path, model)
-    with pytest.raises(FileExistsError, match=r"a\.safetensors is there already"):
+    with pytest.raises(FileExistsError, match=r"a\.safetensors exists: delete it"):
         export_weights(path, model)
     with pytest.raises(ValueError, match=r"end in \.safetensors, got .*b\.eqx"):
         export_weights(tmp_path / "b.eqx", model)
@@ -397,7 +397,7 @@ def test_an_exported_sampler_refuses_what_it_cannot_take(tmp_path):
             export_sampler(path, *arguments, platforms=wrong)
     assert not list(tmp_path.iterdir())
     export_sampler(path, *arguments, batch_size=4)
-    with pytest.raises(FileExistsError, match="there already"):
+    with pytest.raises(FileExistsError, match="exists: delete it"):
         export_sampler(path, *arguments)
     run = load_sampler(path)
     assert run(np.ones((4, 2), "f4")).shape == (4, 2)

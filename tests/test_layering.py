@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "mcmeqx"
 LAYERS = (
-    {"_types", "_whole"},
+    {"_packages", "_types", "_whole", "_zips"},
     {"_batched", "_sharding", "_structure"},
     {"nets"},
     {"_schedule"},
@@ -31,7 +31,10 @@ LAYERS = (
     {"_embedded", "_load"},
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
-OWN_FOLDER = {"data": {"_types", "_whole"}, "metrics": {"_types", "_batched", "data"}}
+OWN_FOLDER = {
+    "data": {"_packages", "_types", "_whole", "_zips"},
+    "metrics": {"_batched", "_packages", "_types", "data"},
+}
 MODULES = sorted(p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py")
 
 modules = pytest.mark.parametrize(

@@ -252,7 +252,9 @@ def test_features_resolve_the_jumps_of_a_multistep_student(width, share, student
 
 @pytest.mark.parametrize("width", [64, 128, 1024])
 def test_an_embedding_tells_a_border_from_the_next_time(width):
-    embed = eqx.filter_jit(lambda key: Embedding(width, None, key=key))(KEY)
+    embed = eqx.filter_jit(
+        lambda key: Embedding(MLPConfig(1, embedding=width), key=key)
+    )(KEY)
     assert embed.project.weight.shape == (width, min(width, 256))
     border = np.array([0.25, 0.5, 0.75])
     at, after = (

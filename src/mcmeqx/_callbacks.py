@@ -14,6 +14,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from mcmeqx._packages import optional
 from mcmeqx._train import TrainState
 from mcmeqx._whole import written_whole
 
@@ -117,15 +118,12 @@ class TensorBoard:
     """
 
     def __init__(self, folder: Path, *, every: int, start: int = 0):
-        if not self.installed():
-            raise ImportError(
-                'tensorboardX is not installed: pip install "mcmeqx[tensorboard]"'
-            )
+        library = optional("tensorboardX", "tensorboard")
         _check_every(every)
-        from tensorboardX import SummaryWriter
-
         self.every = every
-        self._writer = SummaryWriter(str(folder), purge_step=start + 1, flush_secs=10)
+        self._writer = library.SummaryWriter(
+            str(folder), purge_step=start + 1, flush_secs=10
+        )
 
     @staticmethod
     def installed() -> bool:

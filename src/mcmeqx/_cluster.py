@@ -13,7 +13,7 @@ def connect(
     `coordinator` is process 0's `host:port`. On SLURM, TPU pods and under Open MPI,
     where JAX finds all three by itself, give none. A process on its own is left alone.
     On CPUs the processes talk through gloo. Raises ValueError if some of the three are
-    given and some are not.
+    given and some are not, or for an index that is not in [0, count).
     """
     given = (coordinator, count, index)
     if all(value is None for value in given) and not _found():

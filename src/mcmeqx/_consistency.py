@@ -170,11 +170,10 @@ class MultistepConsistencyLoss(AbstractLoss):
         count = self.segments.student_steps
         if not 1 < count <= _LOGGED_SEGMENTS:
             return {}
-        own = jnp.arange(count, dtype=jnp.int32) == jnp.rint(r * count).astype(
-            jnp.int32
-        )
-        below = own.astype(jnp.float32)
+        index = jnp.rint(r * count).astype(jnp.int32)
+        below = jax.nn.one_hot(index, count, dtype=jnp.float32)
+        # Chosen, not multiplied: what is not finite stays in its own segment.
         return {
-            name: Ratio(jnp.where(own, value, jnp.zeros_like(value)), below)
+            name: Ratio(jnp.where(below > 0, value, jnp.zeros_like(value)), below)
             for name, value in values.items()
         }

@@ -70,7 +70,7 @@ def rebuild(about: dict[str, Any]) -> Denoiser:
     Raises ValueError that names the part which is missing, or which this version of the
     library does not know.
     """
-    check_parts(about)
+    _check_parts(about)
     prediction = about["prediction"]
     if prediction not in PREDICTIONS:
         raise _unknown("prediction", prediction, PREDICTIONS)
@@ -83,7 +83,7 @@ def rebuild(about: dict[str, Any]) -> Denoiser:
     return Denoiser(network, schedule, PREDICTIONS[prediction], dtype)
 
 
-def check_parts(about: dict[str, Any]) -> None:
+def _check_parts(about: dict[str, Any]) -> None:
     """ValueError if a description lacks a part."""
     missing = [part for part in PARTS if part not in about]
     if missing:
@@ -122,7 +122,9 @@ def differences(found: dict[str, Any], wanted: dict[str, Any]) -> Iterator[str]:
     """How one description differs from another, a clause for each field.
 
     Less the fields of `TRAINING_ONLY` and the precision, which a reader may choose.
+    Raises ValueError if `found` lacks a part.
     """
+    _check_parts(found)
     for part, classes in (("network", CONFIGS), ("schedule", SCHEDULES)):
         stated = _with_defaults(part, found[part], classes)
         for path, a, b in _unequal("", stated, wanted[part]):

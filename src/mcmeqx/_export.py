@@ -4,7 +4,6 @@ One tensor for each array, under its path in the model; the metadata has the mod
 description.
 """
 
-import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -17,26 +16,11 @@ import numpy as np
 from mcmeqx._denoiser import Denoiser
 from mcmeqx._describe import describe, rebuild
 from mcmeqx._model_file import is_array_or_shape, named
-from mcmeqx._whole import written_whole
+from mcmeqx._packages import optional
+from mcmeqx._whole import check_absent, written_whole
 
 DESCRIPTION = "mcmeqx"
 """The entry of the metadata that holds the description."""
-
-
-def optional(name: str) -> Any:
-    """The module `name`; ImportError that says how to install it."""
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise ImportError(
-            f'exports need {name}: pip install "mcmeqx[export]"'
-        ) from error
-
-
-def check_absent(path: Path) -> None:
-    """FileExistsError if there is something at `path`."""
-    if path.exists():
-        raise FileExistsError(f"{path} is there already: give another name")
 
 
 def export_weights(path: Path | str, model: Denoiser) -> None:
@@ -47,7 +31,7 @@ def export_weights(path: Path | str, model: Denoiser) -> None:
     library's own, or arrays that are not float32 as the library's are, and ImportError
     without safetensors (`pip install "mcmeqx[export]"`).
     """
-    path, library = Path(path), optional("safetensors.numpy")
+    path, library = Path(path), optional("safetensors.numpy", "export")
     if path.suffix != ".safetensors":
         raise ValueError(f"exported weights end in .safetensors, got {path}")
     check_absent(path)
@@ -59,9 +43,8 @@ def export_weights(path: Path | str, model: Denoiser) -> None:
     _check_arrays(arrays, named(eqx.filter(rebuild(about), is_array_or_shape)))
     metadata = {DESCRIPTION: json.dumps(about)}
     content = library.save(arrays, metadata=metadata)
-    with written_whole(path) as file:
+    with written_whole(path, new=True) as file:
         file.write(content)
-        check_absent(path)
 
 
 def read_weights(path: Path) -> Denoiser:
@@ -70,7 +53,7 @@ def read_weights(path: Path) -> Denoiser:
     Raises FileNotFoundError, ImportError without safetensors, or ValueError if the file
     is damaged, lacks the description, or holds other arrays than it describes.
     """
-    library = optional("safetensors")
+    library = optional("safetensors", "export")
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
     try:

@@ -7,10 +7,8 @@ The file is a zip archive of `program` (StableHLO as `jax.export` serialises it)
 
 import io
 import json
-import lzma
 import struct
 import zipfile
-import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,25 +22,15 @@ from jaxtyping import Array, Float
 
 from mcmeqx._checks import check_guidance, check_labels, check_times, label_range
 from mcmeqx._denoiser import Model
-from mcmeqx._export import check_absent, optional
 from mcmeqx._generate import sample_rows
 from mcmeqx._model_file import check_weights, is_array_or_shape
+from mcmeqx._packages import optional
 from mcmeqx._sampler import AbstractSampler
-from mcmeqx._whole import written_whole
+from mcmeqx._whole import check_absent, written_whole
+from mcmeqx._zips import ZIP_DAMAGE
 from mcmeqx.nets._attention import formula_alone
 
-_DAMAGE = (
-    OSError,
-    lzma.LZMAError,
-    zipfile.BadZipFile,
-    zlib.error,
-    struct.error,
-    RuntimeError,
-    KeyError,
-    ValueError,
-    TypeError,
-    EOFError,
-)
+_DAMAGE = (*ZIP_DAMAGE, struct.error, KeyError, ValueError, TypeError)
 
 _PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
@@ -83,7 +71,7 @@ def export_sampler(
         known = ", ".join(_PLATFORMS)
         raise ValueError(f"platforms are some of {known}, in a list, got {platforms}")
     path = Path(path)
-    optional("flatbuffers")
+    optional("flatbuffers", "export")
     check_absent(path)
     arrays, static = eqx.partition((model, sampler), is_array_or_shape)
     check_weights(arrays)
@@ -136,13 +124,11 @@ def export_sampler(
         "times": times.tolist(),
     }
 
-    with written_whole(path) as part:
-        with zipfile.ZipFile(part, "w") as file:
-            file.writestr("about.json", json.dumps(about))
-            file.writestr("program", exported.serialize())
-            with file.open("weights.npz", "w", force_zip64=True) as stream:
-                np.savez(stream, *[np.asarray(a) for a in weights])
-        check_absent(path)
+    with written_whole(path, new=True) as part, zipfile.ZipFile(part, "w") as file:
+        file.writestr("about.json", json.dumps(about))
+        file.writestr("program", exported.serialize())
+        with file.open("weights.npz", "w", force_zip64=True) as stream:
+            np.savez(stream, *[np.asarray(a) for a in weights])
 
 
 def load_sampler(path: Path | str) -> ExportedSampler:
@@ -158,7 +144,7 @@ def load_sampler(path: Path | str) -> ExportedSampler:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no exported sampler {path}")
-    optional("flatbuffers")
+    optional("flatbuffers", "export")
     try:
         with zipfile.ZipFile(path) as file:
             about = json.loads(file.read("about.json"))

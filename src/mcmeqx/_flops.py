@@ -2,8 +2,8 @@
 
 Only matrix products and convolutions count, two operations for each multiply-add, and
 of a convolution no product with padding; the body of a scan counts as often as it runs,
-which XLA's own cost analysis does not do. What rematerialisation computes again is no work
-of the model's and does not count.
+which XLA's own cost analysis does not do. What a backward pass computes again, to save
+memory, is none of the model's operations and does not count.
 """
 
 import math

@@ -59,9 +59,9 @@ def probability_flow(
     method of diffrax for an ODE; its own time runs from 0 at t to 1 at s, which a
     `stepsize_controller` other than `fixed_steps` and `adaptive_steps` must know.
 
-    Raises an error where a solve takes more than 4096 steps or ever shorter ones,
-    which names the time, or ends with a number that is not finite; without `throw` it
-    gives NaN there.
+    Raises an error where a solve takes more than 4096 adaptive steps or ever shorter
+    ones, which names the time, or ends with a number that is not finite; without
+    `throw` a solve that stopped gives NaN, and another what it came to.
     """
 
     def field(time: Scalar, y: Sample) -> Sample:

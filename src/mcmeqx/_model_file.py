@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mcmeqx._denoiser import Denoiser
-from mcmeqx._describe import check_parts, describe, differences, rebuild
+from mcmeqx._describe import describe, differences, rebuild
 from mcmeqx._whole import written_whole
 
 _DAMAGE = (
@@ -114,7 +114,6 @@ def _read(path: Path | str, like: Denoiser | None) -> Denoiser:
     try:
         with path.open("rb") as file:
             found = _description(file.readline())
-            check_parts(found)
             like = rebuild(found) if like is None else like
             _check_same(found, _header(like))
             arrays, static = eqx.partition(like, is_array_or_shape)

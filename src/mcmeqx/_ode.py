@@ -95,9 +95,9 @@ def integrate(
 ) -> tuple[PyTree, Int[Array, ""]]:
     """The y at s of `dy/dtheta = field(time, y)` from `start` at t, and the cost.
 
-    s may lie before or after t. Raises an error when a solve needs more than
-    4096 steps, which says where, or meets a number that is not finite; without `throw`
-    y is then NaN.
+    s may lie before or after t. Raises an error when a solve needs more than 4096
+    adaptive steps or ever shorter ones, which says where, or ends with a number that is
+    not finite; without `throw` y is NaN where it stopped, else what it came to.
     """
     check_solver(solver, stepsize_controller)
     stages, first = _calls(solver)

@@ -17,6 +17,7 @@ because `alpha_s - alpha_t sigma_s / sigma_t = sin(theta_t - theta_s) / sigma_t`
 
 import math
 from abc import abstractmethod
+from functools import partial
 
 import equinox as eqx
 import jax
@@ -50,9 +51,8 @@ class AbstractNoiseSchedule(eqx.Module):
     def angle_rate(self, t: ScalarLike) -> Scalar:
         """`d theta_t / dt` in radians, positive: the slope of `sin_gap` at `dt = 0`."""
         zero = jnp.zeros_like(jnp.asarray(1.0 * t))
-        return jax.jvp(lambda dt: self.sin_gap(t, dt), (zero,), (jnp.ones_like(zero),))[
-            1
-        ]
+        gap = partial(self.sin_gap, t)
+        return jax.jvp(gap, (zero,), (jnp.ones_like(zero),))[1]
 
     def diffuse(self, x: Sample, eps: Sample, t: ScalarLike) -> Sample:
         """`z_t = alpha_t x + sigma_t eps`, in the shape of `x`."""

@@ -66,11 +66,16 @@ def _spec(shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> PartitionSpec:
     return PartitionSpec(*(None,) * longest, "fsdp")
 
 
+def is_placed(leaf: Any) -> bool:
+    """Whether it is a JAX array, or the shape of one."""
+    return isinstance(leaf, jax.Array | jax.ShapeDtypeStruct)
+
+
 def shardings(tree: Any, mesh: Mesh) -> Any:
     """The sharding of every array, or array's shape, in the tree; None elsewhere."""
 
     def one(leaf: Any) -> NamedSharding | None:
-        if eqx.is_array(leaf) or isinstance(leaf, jax.ShapeDtypeStruct):
+        if is_placed(leaf):
             return NamedSharding(mesh, _spec(leaf.shape, mesh))
         return None
 

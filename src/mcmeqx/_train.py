@@ -20,7 +20,7 @@ from mcmeqx._denoiser import Denoiser
 from mcmeqx._donating import donating
 from mcmeqx._flops import count_flops
 from mcmeqx._loss import AbstractLoss, Ratio
-from mcmeqx._sharding import keep_placed, over_rows, place, shardings
+from mcmeqx._sharding import is_placed, keep_placed, over_rows, place, shardings
 from mcmeqx._types import Example, Scalar
 
 
@@ -108,11 +108,7 @@ class Learner(eqx.Module):
         A `jax.stages.Compiled`. Arrays, in the learner too, may be shapes with their
         places: nothing is allocated.
         """
-
-        def is_shape(leaf: Any) -> bool:
-            return eqx.is_array(leaf) or isinstance(leaf, jax.ShapeDtypeStruct)
-
-        given, fixed = eqx.partition(((self, batch), state), is_shape)
+        given, fixed = eqx.partition(((self, batch), state), is_placed)
 
         def step(inputs: Any, state: Any) -> Any:
             full = eqx.combine((inputs, state), fixed)
@@ -233,11 +229,10 @@ def _update(inputs: tuple[Learner, Example], state: TrainState):
         lambda m: m.over() if isinstance(m, Ratio) else m,
         means.metrics,
         is_leaf=lambda m: isinstance(m, Ratio),
-    ) | {"grad_norm": grad_norm, "skipped": skipped}
-    return (
-        TrainState(state.step + 1, model, ema, opt_state, state.key, skipped),
-        metrics | {"loss": means.loss},
     )
+    metrics |= {"loss": means.loss, "grad_norm": grad_norm, "skipped": skipped}
+    state = TrainState(state.step + 1, model, ema, opt_state, state.key, skipped)
+    return state, metrics
 
 
 _step = donating(_update)

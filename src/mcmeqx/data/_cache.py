@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from mcmeqx._whole import written_whole
-from mcmeqx.data._zips import ZIP_DAMAGE
+from mcmeqx._zips import ZIP_DAMAGE
 
 Arrays = dict[str, np.ndarray]
 

@@ -18,10 +18,10 @@ from typing import Any, Literal
 import numpy as np
 from tqdm import tqdm
 
+from mcmeqx._packages import versions
 from mcmeqx.data._cache import Arrays, cache_folder, cached
 from mcmeqx.data._groups import GROUPS, groups_by_code, normalise
 from mcmeqx.data._images import Images
-from mcmeqx.data._packages import versions
 
 VENDORS = ("noto", "twemoji", "fluent-emoji", "fluent-emoji-flat", "emojione")
 """The vendors whose licences ask for credit at most: 7,789 images together."""

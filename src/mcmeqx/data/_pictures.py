@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mcmeqx._packages import optional
 from mcmeqx.data._crop import cropped
 from mcmeqx.data._picture_labels import labelled
 from mcmeqx.data._picture_store import Folder, Zip
@@ -128,10 +129,4 @@ def decoded(data: bytes, where: str):
 
 
 def _pillow():
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise ImportError(
-            'Pillow is not installed: pip install "mcmeqx[demo]"'
-        ) from error
-    return Image
+    return optional("PIL.Image", "demo")

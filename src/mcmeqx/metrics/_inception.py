@@ -30,6 +30,8 @@ from mcmeqx.metrics._torch_file import read_torch_file
 
 _SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 _SIDE = 299
+NAME = "FID Inception 2015-12-05, 2048-d"
+TENSORFLOW = "bilinear to 299, corners, as TensorFlow's graph"
 
 
 def as_pytorch_fid(x: Maps) -> NewMaps:
@@ -52,7 +54,7 @@ def as_tensorflow(x: Maps) -> NewMaps:
 
 
 _INPUTS = {
-    "tensorflow": (as_tensorflow, "bilinear to 299, corners, as TensorFlow's graph"),
+    "tensorflow": (as_tensorflow, TENSORFLOW),
     "pytorch-fid": (as_pytorch_fid, "bilinear to 299, centres, as pytorch-fid"),
 }
 
@@ -82,14 +84,14 @@ class Inception(AbstractFeatureNetwork):
     ) -> "Inception":
         """The network with the weights in `path`, checked by their hash.
 
-        `like` says whose resizing and scaling stand before it: `as_tensorflow`, for
-        statistics of ADM and EDM, or `as_pytorch_fid`.
+        `like` says whose resizing and scaling stand before it: "tensorflow", for
+        statistics of ADM and EDM, or "pytorch-fid".
 
         Another file than the one that published figures are on is refused unless its
         `sha256` (hexadecimal) is given, and then named in the results. Raises
         FileNotFoundError, and ValueError for another hash or for other tensors.
         """
-        name = "FID Inception 2015-12-05, 2048-d"
+        name = NAME
         name += "" if sha256 == _SHA256 else f", weights {sha256[:16]}"
         return cls.from_tensors(read_torch_file(Path(path), sha256), like, name)
 

@@ -7,6 +7,7 @@ are folded into the convolutions.
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import equinox as eqx
 import jax
@@ -14,11 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from mcmeqx.metrics._torch_file import folded
+
 Maps = Float[Array, "batch height width channel"]
 NewMaps = Float[Array, "batch new_height new_width new_channel"]
 Tensors = Mapping[str, np.ndarray]
-
-_EPSILON = np.float32(1e-3)
 
 
 class Convolution(eqx.Module):
@@ -50,13 +51,8 @@ def convolution(
     tensors: Tensors, name: str, *, stride: int = 1, padded: bool = True
 ) -> Convolution:
     """The convolution `name`; KeyError that names what `tensors` lack."""
-    norm = f"{name}.bn"
-    variance = tensors[f"{norm}.running_var"] + _EPSILON
-    scale = tensors[f"{norm}.weight"] / np.sqrt(variance)
-    weight = tensors[f"{name}.conv.weight"] * scale[:, None, None, None]
-    bias = tensors[f"{norm}.bias"] - tensors[f"{norm}.running_mean"] * scale
-    weight = jnp.asarray(weight.transpose(2, 3, 1, 0))
-    return Convolution(weight, jnp.asarray(bias), stride, padded)
+    weight, bias = map(jnp.asarray, folded(tensors, f"{name}.conv", f"{name}.bn"))
+    return Convolution(weight, bias, stride, padded)
 
 
 def max_pool(x: Maps, stride: int, padding: int = 0) -> NewMaps:
@@ -79,12 +75,8 @@ def average_pool(x: Maps) -> Maps:
     return sums / jnp.asarray(counts, x.dtype)
 
 
-def _max_pool_of_one_size(x: Maps) -> Maps:
-    return max_pool(x, 1, 1)
-
-
-def _halving(x: Maps) -> NewMaps:
-    return max_pool(x, 2)
+_max_pool_of_one_size = partial(max_pool, stride=1, padding=1)
+_halving = partial(max_pool, stride=2)
 
 
 class Mixed(eqx.Module):

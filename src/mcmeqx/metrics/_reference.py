@@ -16,10 +16,9 @@ import numpy as np
 from mcmeqx.data._npz import Npz
 from mcmeqx.data._pickles import unpickle
 from mcmeqx.metrics._frechet import Gaussian, Moments
+from mcmeqx.metrics._inception import NAME, TENSORFLOW
 from mcmeqx.metrics._network import AbstractFeatureNetwork
 
-_INCEPTION = "FID Inception 2015-12-05, 2048-d"
-_TENSORFLOW = "bilinear to 299, corners, as TensorFlow's graph"
 _MOST_DIMS = 2**14
 
 
@@ -53,21 +52,16 @@ class Reference:
                 f"{self.name} is of images {self.shape}, the samples are {shape}: "
                 "features of other sizes do not compare"
             )
-        own = {
-            "network": self.network,
-            "resize": self.resize,
-            "dims": len(self.law.mean),
+        both = {
+            "network": (self.network, network.name),
+            "resize": (self.resize, network.resize),
+            "dims": (len(self.law.mean), network.dims),
         }
-        other = {
-            "network": network.name,
-            "resize": network.resize,
-            "dims": network.dims,
-        }
-        for field, value in own.items():
-            if value not in (None, other[field]):
+        for field, (own, other) in both.items():
+            if own not in (None, other):
                 raise ValueError(
-                    f"{self.name} has {field}={value}, the samples' network has "
-                    f"{other[field]}: choose the same network"
+                    f"{self.name} has {field}={own}, the samples' network has "
+                    f"{other}: choose the same network"
                 )
 
 
@@ -114,7 +108,7 @@ def read_reference(path: Path | str) -> Reference:
             found, count = every.get("fid"), every.get("num_images")
             if type(found) is not dict or not {"mu", "sigma"} <= found.keys():
                 raise ValueError(f"{path} holds no mu and sigma of `fid`")
-            made_by = ("EDM2", _INCEPTION, _TENSORFLOW)
+            made_by = ("EDM2", NAME, TENSORFLOW)
             read = _foreign(path, sha256, found["mu"], found["sigma"], *made_by)
             return replace(read, count=count if type(count) is int else None)
         npz = Npz(file, str(path))
@@ -123,7 +117,7 @@ def read_reference(path: Path | str) -> Reference:
             return _ours(path, npz, mean, sigma)
         made_by = ("EDM's or pytorch-fid's form", None, None)
         if "mu_s" in npz.names:
-            made_by = ("ADM", _INCEPTION, _TENSORFLOW)
+            made_by = ("ADM", NAME, TENSORFLOW)
         found = _foreign(path, sha256, mean, sigma, *made_by)
         return replace(found, shape=_image_shape(npz))
 

@@ -9,6 +9,7 @@ name is refused before it is looked up, so a hostile file runs nothing.
 import hashlib
 import pickle
 from collections import OrderedDict
+from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -72,7 +73,7 @@ def read_torch_file(path: Path, sha256: str | None = None) -> dict[str, np.ndarr
         )
     file = BytesIO(content)
     try:
-        if pickle.Unpickler.load(_Unpickler(file)) != _MAGIC:
+        if _Unpickler(file).load() != _MAGIC:
             raise ValueError(f"{path} is not a PyTorch file of the kind before 1.6")
         _Unpickler(file).load()
         _Unpickler(file).load()
@@ -102,3 +103,17 @@ def _array(tensor: _Tensor, storage: np.ndarray) -> np.ndarray:
         [s * storage.itemsize for s in tensor.strides],
     )
     return view.copy()
+
+
+def folded(
+    tensors: Mapping[str, np.ndarray], convolution: str, norm: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Weight (height, width, in, out) and bias of a convolution with its batch norm.
+
+    TensorFlow's epsilon, 0.001. KeyError that names what `tensors` lack.
+    """
+    variance = tensors[f"{norm}.running_var"] + np.float32(1e-3)
+    scale = tensors[f"{norm}.weight"] / np.sqrt(variance)
+    weight = tensors[f"{convolution}.weight"] * scale[:, None, None, None]
+    bias = tensors[f"{norm}.bias"] - tensors[f"{norm}.running_mean"] * scale
+    return weight.transpose(2, 3, 1, 0), bias

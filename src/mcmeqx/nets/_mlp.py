@@ -12,7 +12,7 @@ from jaxtyping import Array, Key
 
 from mcmeqx._types import Label, Sample, Scalar, ScalarLike
 from mcmeqx.nets._layers import Dense, film
-from mcmeqx.nets._network import AbstractNetwork, Embedding, check_conditioning
+from mcmeqx.nets._network import AbstractNetwork, Embedding, check_config
 
 
 @dataclass(frozen=True)
@@ -35,12 +35,7 @@ class MLPConfig:
     """Width of the vector of noise level and class; even, at least 4."""
 
     def __post_init__(self) -> None:
-        for name in ("size", "width", "depth"):
-            if getattr(self, name) < 1:
-                raise ValueError(
-                    f"MLPConfig.{name} is at least 1, got {getattr(self, name)}"
-                )
-        check_conditioning("MLPConfig", self.embedding, self.classes, self.null_class)
+        check_config(self, "size", "width", "depth")
 
     def build(self, *, key: Key[Array, ""]) -> "MLP":
         """A freshly initialised network; its first output is zero."""
@@ -61,13 +56,7 @@ class MLP(AbstractNetwork):
         embed_key, first_key, last_key, films_key, layers_key = jax.random.split(key, 5)
         width = config.width
         self.config = config
-        self.embed = Embedding(
-            config.embedding,
-            config.classes,
-            null_class=config.null_class,
-            guidance_input=config.guidance_input,
-            key=embed_key,
-        )
+        self.embed = Embedding(config, key=embed_key)
         self.first = Dense(config.size, width, key=first_key)
         self.films = tuple(
             Dense(config.embedding, 2 * width, key=k)

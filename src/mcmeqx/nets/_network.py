@@ -65,15 +65,22 @@ def noise_level_features(
 GUIDANCE_FEATURES = 32
 
 
-def check_conditioning(
-    owner: str, embedding: int, classes: int | None, null_class: bool
-) -> None:
-    """ValueError, naming the field of `owner`, for what no `Embedding` can be."""
+def check_config(config: Any, *counts: str) -> None:
+    """ValueError, naming the field, for what no network of this library can be.
+
+    The fields `counts` are 1 or more; those that an `Embedding` reads fit together.
+    """
+    owner, embedding, classes = type(config).__name__, config.embedding, config.classes
+    for name in counts:
+        if getattr(config, name) < 1:
+            raise ValueError(
+                f"{owner}.{name} is at least 1, got {getattr(config, name)}"
+            )
     if embedding < 4 or embedding % 2:
         raise ValueError(f"{owner}.embedding is even and at least 4, got {embedding}")
     if classes is not None and classes < 1:
         raise ValueError(f"{owner}.classes is None or at least 1, got {classes}")
-    if null_class and classes is None:
+    if config.null_class and classes is None:
         raise ValueError(f"{owner}.null_class needs classes, got classes=None")
 
 
@@ -100,6 +107,9 @@ class Embedding(eqx.Module):
 
     A `Denoiser` of lower precision leaves it in float32: it is next to no work, and a
     student must tell noise levels that lie 1/1280 of the way apart.
+
+    `config` is a network's: it has `embedding` (the width), `classes`, `null_class` and
+    `guidance_input`.
     """
 
     project: eqx.nn.Linear
@@ -107,25 +117,18 @@ class Embedding(eqx.Module):
     guidance: Float[Array, "width features"] | None
     null_class: bool = eqx.field(static=True)
 
-    def __init__(
-        self,
-        width: int,
-        classes: int | None,
-        *,
-        null_class: bool = False,
-        guidance_input: bool = False,
-        key: Key[Array, ""],
-    ):
+    def __init__(self, config: Any, *, key: Key[Array, ""]):
+        width, classes = config.embedding, config.classes
         project_key, class_key = jax.random.split(key)
         self.project = eqx.nn.Linear(
             min(width, 256), width, dtype=jnp.float32, key=project_key
         )
-        self.null_class = null_class
+        self.null_class = config.null_class
         self.classes = None
         if classes is not None:
-            shape = (classes + null_class, width)
+            shape = (classes + config.null_class, width)
             self.classes = 0.5 * jax.random.normal(class_key, shape, jnp.float32)
-        self.guidance = unheard_guidance(width) if guidance_input else None
+        self.guidance = unheard_guidance(width) if config.guidance_input else None
 
     def __call__(
         self, logsnr: Scalar, label: Label, guidance: ScalarLike | None = None

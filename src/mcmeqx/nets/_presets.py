@@ -1,6 +1,5 @@
 """The UViTs of the paper (Heek et al. 2024, app. A.2), the demo's, and a U-Net."""
 
-import math
 from typing import Any
 
 import equinox as eqx
@@ -69,4 +68,4 @@ def count_parameters(config: Any) -> int:
     """Parameters of the network that `config` builds; allocates nothing."""
     shapes = network_shapes(config)
     arrays = eqx.filter(shapes, lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct))
-    return sum(math.prod(a.shape) for a in jax.tree.leaves(arrays))
+    return sum(a.size for a in jax.tree.leaves(arrays))

@@ -19,7 +19,7 @@ from mcmeqx._types import Label, Sample, Scalar, ScalarLike
 from mcmeqx.nets._attention import attend
 from mcmeqx.nets._blocks import ResNetBlock
 from mcmeqx.nets._layers import Conv, Dense, GroupNorm, Map, NewMap, Vector
-from mcmeqx.nets._network import AbstractNetwork, Embedding, check_conditioning
+from mcmeqx.nets._network import AbstractNetwork, Embedding, check_config
 from mcmeqx.nets._resample import pool, upsample
 
 
@@ -54,11 +54,7 @@ class UNetConfig:
     """Dropout rate in every block, in [0, 1)."""
 
     def __post_init__(self):
-        for name in ("image_size", "width", "depth", "channels", "head_width"):
-            if getattr(self, name) < 1:
-                raise ValueError(
-                    f"UNetConfig.{name} is at least 1, got {getattr(self, name)}"
-                )
+        check_config(self, "image_size", "width", "depth", "channels", "head_width")
         if not self.multipliers or min(self.multipliers) < 1:
             raise ValueError(
                 "UNetConfig.multipliers is one or more numbers of 1 or more, got "
@@ -66,7 +62,6 @@ class UNetConfig:
             )
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"UNetConfig.dropout lies in [0, 1), got {self.dropout}")
-        check_conditioning("UNetConfig", self.embedding, self.classes, self.null_class)
         coarsest = 2 ** (len(self.multipliers) - 1)
         if self.image_size % coarsest:
             raise ValueError(
@@ -140,8 +135,9 @@ class Block(eqx.Module):
         self.resnet = ResNetBlock(
             n_in, n_out, config.embedding, config.dropout, key=resnet_key
         )
-        attention = Attention(n_out, config.head_width, key=attention_key)
-        self.attention = attention if attend else None
+        self.attention = (
+            Attention(n_out, config.head_width, key=attention_key) if attend else None
+        )
 
     def __call__(self, x: Map, emb: Vector, key: Key[Array, ""] | None) -> NewMap:
         """The map after the block, with `n_out` channels."""
@@ -173,13 +169,7 @@ class UNet(AbstractNetwork):
             return ResNetBlock(n, n, config.embedding, config.dropout, key=next(keys))
 
         self.config = config
-        self.embed = Embedding(
-            config.embedding,
-            config.classes,
-            null_class=config.null_class,
-            guidance_input=config.guidance_input,
-            key=next(keys),
-        )
+        self.embed = Embedding(config, key=next(keys))
         n = config.width
         self.stem = Conv(config.channels, n, key=next(keys))
         levels = [

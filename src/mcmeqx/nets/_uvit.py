@@ -6,6 +6,7 @@ on the way up, 1x1 projections change the width, and every block on the way up t
 its partner's output on the way down.
 """
 
+import itertools
 from dataclasses import dataclass
 
 import equinox as eqx
@@ -15,7 +16,7 @@ from jaxtyping import Array, Float, Key
 
 from mcmeqx._types import Label, Sample, Scalar, ScalarLike
 from mcmeqx.nets._layers import Conv, Dense, GroupNorm, wide
-from mcmeqx.nets._network import AbstractNetwork, Embedding, check_conditioning
+from mcmeqx.nets._network import AbstractNetwork, Embedding, check_config
 from mcmeqx.nets._resample import fold, pool, unfold, upsample
 from mcmeqx.nets._uvit_stages import Blocks, ResNets, Stage, Transformers
 
@@ -54,12 +55,9 @@ class UViTConfig:
             raise ValueError(
                 "UViTConfig.stages is empty; give at least the middle stage"
             )
-        for name in ("image_size", "channels", "head_width", "group_width", "patch"):
-            if getattr(self, name) < 1:
-                raise ValueError(
-                    f"UViTConfig.{name} is at least 1, got {getattr(self, name)}"
-                )
-        check_conditioning("UViTConfig", self.embedding, self.classes, self.null_class)
+        check_config(
+            self, "image_size", "channels", "head_width", "group_width", "patch"
+        )
         coarsest = self.patch * 2 ** (len(self.stages) - 1)
         if self.image_size % coarsest:
             raise ValueError(
@@ -117,24 +115,12 @@ class UViT(AbstractNetwork):
     def __init__(self, config: UViTConfig, *, key: Key[Array, ""]):
         keys = iter(jax.random.split(key, 5 + 4 * len(config.stages)))
         outer, middle = config.stages[:-1], config.stages[-1]
-        pairs = list(
-            zip(
-                [s.width for s in outer],
-                [s.width for s in config.stages[1:]],
-                strict=True,
-            )
-        )
+        pairs = list(itertools.pairwise(stage.width for stage in config.stages))
         folded = config.channels * config.patch**2
         first = config.stages[0].width
         side = config.image_size // (config.patch * 2 ** len(outer))
         self.config = config
-        self.embed = Embedding(
-            config.embedding,
-            config.classes,
-            null_class=config.null_class,
-            guidance_input=config.guidance_input,
-            key=next(keys),
-        )
+        self.embed = Embedding(config, key=next(keys))
         self.stem = Conv(folded, first, key=next(keys))
         self.down = tuple(_blocks(config, s, fuse=False, key=next(keys)) for s in outer)
         self.narrow_to_wide = tuple(Dense(a, b, key=next(keys)) for a, b in pairs)

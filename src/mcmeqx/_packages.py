@@ -1,12 +1,25 @@
-"""What the optional packages bring, found without importing them."""
+"""The optional packages: a module, a folder or the versions of what may be missing."""
 
+import importlib
 import importlib.metadata
 import importlib.util
 from pathlib import Path
+from typing import Any
+
+
+def optional(module: str, extra: str) -> Any:
+    """The module of that dotted name, which the extra of mcmeqx brings.
+
+    Raises `ImportError` that names the command to install it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError(_missing(module, extra)) from error
 
 
 def package_folder(package: str, extra: str) -> Path:
-    """The folder of the importable `package`, which the extra of mcmeqx brings.
+    """The folder of the importable `package`, found without importing it.
 
     Raises `ImportError` that names the command to install it.
     """
