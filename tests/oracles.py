@@ -153,11 +153,12 @@ def image_spectrum(side: int) -> np.ndarray:
     return 0.25 * var / var.mean()
 
 
-def mean_field(schedule, var, steps, *, x_var, adjusted=True):
+def mean_field(schedule, var, steps, *, x_var, balanced=False):
     """Second moments, per direction, of samples by the paper's aDDIM (or DDIM).
 
     The literal Algorithm 3 with the exact denoiser, `|eps|^2` at its expected value.
-    `x_var` is a function of SNR_t.
+    `x_var` is a function of SNR_t. `balanced` solves for the norm with x and eps not at
+    right angles, but of the product that the best estimate has with its noise.
     """
     moment = np.ones_like(var)
     for n in range(steps, 0, -1):
@@ -166,8 +167,9 @@ def mean_field(schedule, var, steps, *, x_var, adjusted=True):
         x = alpha_t * var / (alpha_t**2 * var + sigma_t**2)
         eps = (1 - alpha_t * x) / sigma_t
         z_var = (alpha_s - alpha_t * sigma_s / sigma_t) ** 2
-        z_var = z_var * x_var((alpha_t / sigma_t) ** 2) if adjusted else 0.0
-        factor = np.sqrt(sigma_s**2 + z_var / np.mean(eps**2 * moment))
+        left, q = x_var((alpha_t / sigma_t) ** 2), 1 / np.mean(eps**2 * moment)
+        b = alpha_s * alpha_t / sigma_t * left * q if balanced else 0.0
+        factor = np.sqrt((sigma_s + b) ** 2 + q * z_var * left) - b
         moment = (alpha_s * x + factor * eps) ** 2 * moment
     return moment
 

@@ -12,12 +12,12 @@ KEY = jax.random.key(0)
 
 def run(sampler, schedule, ts, z=None):
     z = jnp.ones(3) if z is None else z
-    denoise = gaussian_denoiser(schedule, jnp.asarray(VAR))
+    denoise = gaussian_denoiser(schedule, jnp.asarray(VAR, z.dtype))
     return np.asarray(sample(denoise, sampler, schedule, z, ts, key=KEY))
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
-@pytest.mark.parametrize("steps", [1, 7])
+@pytest.mark.parametrize("steps", [1, 7, 640])
 def test_it_is_the_literal_algorithm_2_of_lu_et_al(schedule, steps):
     ts = uniform_grid(steps)
     alpha, sigma = alpha_sigma(schedule, ts)
@@ -34,6 +34,9 @@ def test_it_is_the_literal_algorithm_2_of_lu_et_al(schedule, steps):
         z = sigma[i] / s * z - alpha[i] * np.expm1(-h) * data
         x_before = x
     np.testing.assert_allclose(run(DPMSolver(), schedule, ts), z, rtol=1e-9)
+    single = run(DPMSolver(), schedule, ts.astype("f4"), jnp.ones(3, jnp.float32))
+    assert single.dtype == np.float32
+    np.testing.assert_allclose(single, z, atol=3e-5)
 
 
 def test_its_order_is_two_between_finite_noise_levels():

@@ -358,15 +358,20 @@ def test_the_flow_of_the_oracle_and_of_heun_is_that_of_an_independent_solver():
 
 
 @schedules
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
 @pytest.mark.parametrize(("t", "s"), [(0.9, 0.3), (0.5, 0.45), (0.2, 0.01)])
-def test_ddpm_draws_from_the_posterior_of_bayes(schedule, t, s):
+def test_ddpm_draws_from_the_posterior_of_bayes(schedule, t, s, dtype):
     n, x, z = 40_000, 0.7, -0.4
     (alpha_t, sigma_t), (alpha_s, sigma_s) = (alpha_sigma(schedule, u) for u in (t, s))
     keep = alpha_t / alpha_s
     added = sigma_t**2 - keep**2 * sigma_s**2
     precision = 1 / sigma_s**2 + keep**2 / added
     mean = (alpha_s * x / sigma_s**2 + keep * z / added) / precision
-    drawn = ddpm(schedule, jnp.full(n, z), jnp.full(n, x), t, s, key=KEY)
+    inputs = (jnp.full(n, z, dtype), jnp.full(n, x, dtype))
+    times = (jnp.asarray(t, dtype), jnp.asarray(s, dtype))
+    drawn = ddpm(schedule, *inputs, *times, key=KEY)
+    assert drawn.dtype == dtype
+    drawn = np.asarray(drawn, np.float64)
     deviation = np.sqrt(1 / precision)
     assert abs(drawn.mean() - mean) < 5 * deviation / np.sqrt(n)
     assert abs(drawn.var() * precision - 1) < 5 * np.sqrt(2 / n)

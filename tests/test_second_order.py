@@ -150,6 +150,21 @@ def test_two_steps_back_are_of_the_second_order():
     assert second[1] < 0.15 * first[1]
 
 
+@pytest.mark.parametrize("total", [8, 16])
+def test_from_data_the_best_student_is_that_of_distilling_ddim(total):
+    """The mean of targets one step back is DDIM's, so both take all of its steps."""
+    gain = 1.0
+    for n in range(total, 0, -1):
+        (alpha, sigma), (alpha_s, sigma_s) = (
+            alpha_sigma(SCHEDULE, k / total) for k in (n, n - 1)
+        )
+        gain *= alpha_s * alpha * 0.25 + sigma_s * sigma
+        gain /= alpha**2 * 0.25 + sigma**2
+    (alpha, sigma), (alpha_0, sigma_0) = (alpha_sigma(SCHEDULE, t) for t in (1, 0))
+    exact = np.hypot(alpha_0 * 0.5, sigma_0) / np.hypot(alpha * 0.5, sigma)
+    assert flow_error(1, total) == pytest.approx(gain / exact - 1, abs=2e-6)
+
+
 def test_all_calls_of_the_student_see_one_dropout_key():
     spy = Spy(affine())
     loss_of(DataTeacher(), 1, order=2)(spy, example(), step=16, key=jax.random.key(0))
