@@ -63,10 +63,15 @@ def start(
     """
     mc.connect(hosts.coordinator, hosts.count, hosts.index)
     _split_cpu(batch_size // max(accumulate, 1))
+    keep_programs()
+    return mc.make_mesh(mesh.data, mesh.fsdp)
+
+
+def keep_programs() -> None:
+    """Keep compiled programs on disk, in the cache unless the user names a place."""
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         folder = mc.data.cache_folder() / "xla"
         jax.config.update("jax_compilation_cache_dir", str(folder))
-    return mc.make_mesh(mesh.data, mesh.fsdp)
 
 
 def _split_cpu(rows: int) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 import jax
 import numpy as np
 from _given import start_from
+from _machine import keep_programs
 from _pictures import check_new, draw
 from _runs import at_least
 from _stages import DEMO, load
@@ -81,6 +82,7 @@ def main(config: Config) -> Path:
     at_least(0, seed=config.seed)
     flow = mc.ProbabilityFlow(stepsize_controller=mc.adaptive_steps(config.tolerance))
     check_new(config.out)
+    keep_programs()
     # One without a null class follows its flow as well.
     model = start_from(config.teacher, DEMO)
     _, images = load(None, config.emoji64_dir)

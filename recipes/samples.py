@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from _machine import keep_programs
 from _pictures import check_new, draw, from_one_noise
 from _runs import at_least
 
@@ -32,6 +33,7 @@ def main(config: Config) -> Path:
     at_least(1, columns=config.columns)
     at_least(0, seed=config.seed)
     check_new(config.out)
+    keep_programs()
     teacher, student = mc.emoji_teacher(), mc.emoji_student()
     rng = np.random.default_rng(config.seed)
     noise = rng.standard_normal((config.columns, 3, 64, 64), np.float32)

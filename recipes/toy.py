@@ -17,6 +17,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import optax
+from _machine import keep_programs
 from _runs import at_least, claim, positive, whole
 from _toy_data import Mixture, exact_denoiser, pair, ring
 from _toy_plots import plot_ring, plot_trajectories
@@ -151,6 +152,7 @@ def main(config: Config) -> None:
     at_least(0, seed=config.seed)
     positive(learning_rate=config.learning_rate, std=config.std)
     mc.check_batch_size(config.batch_size, mc.make_mesh())
+    keep_programs()
     for k in config.students:
         build(config, ring(config.std), k)
     folder = claim(config.out, "toy", config)
@@ -167,4 +169,4 @@ def main(config: Config) -> None:
 if __name__ == "__main__":
     import tyro
 
-    main(tyro.cli(Config))
+    main(tyro.cli(Config, description=__doc__))
