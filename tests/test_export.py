@@ -2,6 +2,7 @@ import dataclasses
 import functools
 import io
 import json
+import os
 import shutil
 import sys
 import zipfile
@@ -266,6 +267,25 @@ def test_a_file_of_before_a_field_existed_has_its_default(tmp_path):
     path.write_bytes(json.dumps(about).encode() + b"\n" + rest)
     with pytest.raises(ValueError, match=r"network is no UViTConfig: .*folds"):
         load(path)
+
+
+def test_a_file_that_comes_while_an_export_is_written_is_kept(tmp_path, monkeypatch):
+    path, model, real = tmp_path / "a.safetensors", models()["mlp"], os.fsync
+
+    def meanwhile(descriptor):
+        path.write_text("another's")
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", meanwhile)
+    for export in (
+        lambda: export_weights(path, model),
+        lambda: export_sampler(path, model, DDIM(), uniform_grid(1), (2,)),
+    ):
+        path.unlink(missing_ok=True)
+        with pytest.raises(FileExistsError, match="exists: delete it"):
+            export()
+        assert path.read_text() == "another's"
+        assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_damaged_weights_are_refused_and_a_file_is_never_replaced(tmp_path):
