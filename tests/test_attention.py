@@ -133,6 +133,7 @@ def test_the_kernel_is_not_for_a_cpu_that_is_made_the_default(given, monkeypatch
         assert not _attention._has_cudnn()
 
 
+@pytest.mark.slow
 def test_forward_derivatives_and_exported_programs_do_without(kernel, tmp_path):
     config = UNetConfig(8, 32, (1,), attention=(8,), head_width=8, embedding=8)
     network = config.build(key=jax.random.key(0))

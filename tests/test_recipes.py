@@ -191,6 +191,7 @@ def train_gain(folder: str, images, ema_decay: float = 0.9) -> bytes:
     return (run / "m.eqx").read_bytes()
 
 
+@pytest.mark.slow
 def test_training_cut_in_the_middle_ends_with_the_same_average(few_images, monkeypatch):
     monkeypatch.setattr(_training, "_APART", 1)
     whole = train_gain("whole", few_images)

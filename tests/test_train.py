@@ -159,6 +159,7 @@ def test_init_on_a_mesh_is_the_same_state_in_its_places():
     assert all(not a.is_deleted() for a in jax.tree.leaves(given) if eqx.is_array(a))
 
 
+@pytest.mark.slow
 def test_a_run_holds_one_state_and_one_teacher_where_it_is_given_away():
     given, mesh = wide(), make_mesh(1)
     loss = MultistepConsistencyLoss(DistillationTeacher(given), Segments(2))
