@@ -24,7 +24,7 @@ def count_flops(function: Callable[..., Any], *args: Any) -> int:
     """Operations of one call of `function`; arguments may be arrays or their shapes.
 
     A while loop, as of an adaptive solver, counts as one pass, and a branch as the
-    longest of its kind.
+    longest of its kind. What `jax.checkpoint` makes a gradient compute again does not.
     """
     jaxpr, _, _ = eqx.filter_make_jaxpr(function)(*args)
     return _of_jaxpr(jaxpr.jaxpr)

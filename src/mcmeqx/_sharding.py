@@ -67,7 +67,7 @@ def _spec(shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> PartitionSpec:
 
 
 def is_placed(leaf: Any) -> bool:
-    """Whether it is a JAX array, or the shape of one."""
+    """Whether it has a place on devices: a JAX array, or the shape of one."""
     return isinstance(leaf, jax.Array | jax.ShapeDtypeStruct)
 
 
