@@ -31,10 +31,7 @@ LAYERS = (
     {"_embedded", "_load"},
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
-OWN_FOLDER = {
-    "data": {"_packages", "_types", "_whole", "_zips"},
-    "metrics": {"_batched", "_packages", "_types", "data"},
-}
+OWN_FOLDER = {"data": LAYERS[0], "metrics": LAYERS[0] | {"_batched", "data"}}
 MODULES = sorted(p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py")
 
 modules = pytest.mark.parametrize(
