@@ -18,6 +18,7 @@ from mcmeqx import (
     count_flops,
     matmul_peak,
 )
+from mcmeqx._sharding import is_placed
 from mcmeqx.nets import MLPConfig, Stage, imagenet64_small, unet32
 from mcmeqx.nets._network import network_shapes
 
@@ -122,9 +123,7 @@ def test_a_network_that_computes_blocks_again_has_the_operations_of_one_that_kee
         config = dataclasses.replace(
             imagenet64_small, image_size=16, stages=stages, remat=remat
         )
-        shapes, static = eqx.partition(
-            network_shapes(config), lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct)
-        )
+        shapes, static = eqx.partition(network_shapes(config), is_placed)
 
         def loss(shapes, z):
             network = eqx.combine(shapes, static)
@@ -182,9 +181,7 @@ def test_products_of_a_convolution_are_those_of_its_matrix(
 @pytest.mark.parametrize("config", [unet32, UVIT])
 def test_passes_of_a_network_cost_what_xla_counts(config, as_users_run):
     """A step is the network's passes; XLA counts elementwise work beside products."""
-    arrays, static = eqx.partition(
-        network_shapes(config), lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct)
-    )
+    arrays, static = eqx.partition(network_shapes(config), is_placed)
     z = jax.ShapeDtypeStruct((2, 3, config.image_size, config.image_size), jnp.float32)
     label = None if config.classes is None else jnp.asarray(0)
 

@@ -365,7 +365,8 @@ def test_the_composition_of_a_phase_of_tract_is_exact_for_the_next(steps):
 
 
 @pytest.mark.parametrize(
-    ("student_steps", "n_seg"), [(1, 8), (2, 16), (4, 320), (8, 160), (1, 1280)]
+    ("student_steps", "n_seg"),
+    [(1, 8), (2, 16), (4, 20), (4, 320), (8, 160), (1, 1280)],
 )
 def test_distilling_ddim_has_the_fixed_point_of_unit_gaussians(student_steps, n_seg):
     slope = cosine_line(SCHEDULE)[1]

@@ -4,14 +4,12 @@ Data of independent signs +-1, whose best estimate is `tanh(alpha z / sigma^2)`,
 Gaussian data. One long example is the population: its noise stands at the quantiles.
 """
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from oracles import (
     SCHEDULES,
     alpha_sigma,
-    gaussian_denoiser,
     gaussian_x_var,
     image_spectrum,
     mean_field,
@@ -20,6 +18,7 @@ from oracles import (
 )
 from scipy.integrate import quad
 from scipy.stats import norm
+from test_sampler import final_moment
 
 from mcmeqx import (
     ADDIM,
@@ -29,8 +28,6 @@ from mcmeqx import (
     addim,
     ddim,
     inverse_ddim,
-    sample,
-    uniform_grid,
 )
 
 UNCLIPPED = Cosine(-30.0, 30.0)
@@ -91,23 +88,6 @@ def test_one_step_from_the_true_law_changes_the_norm_as_eqs_12_to_14_say(
     expected = alpha_s**2 * (1 - left) + factor**2 * noise
     expected += 2 * alpha_s * factor * product - 1
     assert gained(addim(*arguments, x_var=x_var)) == pytest.approx(expected, abs=4e-4)
-
-
-def final_moment(sampler, schedule, var, steps, dtype=jnp.float64):
-    """Second moments, per direction, of samples from unit noise: see `mean_field`."""
-    denoise, z = (
-        gaussian_denoiser(schedule, jnp.asarray(var, dtype)),
-        jnp.ones_like(var),
-    )
-    ts = jnp.asarray(uniform_grid(steps), dtype)
-
-    @jax.jit
-    def run(z, ts):
-        return sample(denoise, sampler, schedule, z, ts, key=jax.random.key(0))
-
-    out = run(jnp.asarray(z, dtype), ts)
-    assert out.dtype == dtype
-    return np.asarray(out, np.float64) ** 2
 
 
 @pytest.mark.parametrize(
@@ -176,7 +156,7 @@ def test_float32_keeps_its_digits_along_a_whole_grid(schedule, steps):
         (ADDIM(literal=True), analytic),
     ):
         hand = mean_field(schedule, VAR, steps, x_var=x_var)
-        moment = final_moment(sampler, schedule, VAR, steps, jnp.float32)
+        moment = final_moment(sampler, schedule, VAR, steps, dtype=jnp.float32)
         np.testing.assert_allclose(np.sqrt(moment), np.sqrt(hand), atol=3e-5)
 
 
@@ -184,7 +164,7 @@ def test_float32_keeps_its_digits_along_a_whole_grid(schedule, steps):
 @pytest.mark.parametrize("schedule", SCHEDULES[:-1], ids=repr)
 def test_float32_follows_the_flow_in_many_steps_of_heun(schedule):
     exact = scale(schedule, VAR, 0.0) / scale(schedule, VAR, 1.0)
-    moment = final_moment(Heun(), schedule, VAR, 1280, jnp.float32)
+    moment = final_moment(Heun(), schedule, VAR, 1280, dtype=jnp.float32)
     np.testing.assert_allclose(np.sqrt(moment), exact, atol=2e-4)
 
 

@@ -67,22 +67,25 @@ def normal(*shape: int, seed: int = 0) -> jax.Array:
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape))
 
 
-def final_moment(sampler, schedule, var, steps, start=1.0) -> np.ndarray:
+def final_moment(
+    sampler, schedule, var, steps, start=1.0, dtype=jnp.float64
+) -> np.ndarray:
     """Second moments after sampling from z = `start` in every direction.
 
     On Gaussian data all maps are diagonal and their gains depend on z only through mean
     squares, so one z whose squares are the moments carries the whole distribution.
     """
-    z = jnp.broadcast_to(jnp.asarray(start, jnp.float64), np.shape(var))
+    z = jnp.broadcast_to(jnp.asarray(start, dtype), np.shape(var))
     out = sample(
-        gaussian_denoiser(schedule, jnp.asarray(var)),
+        gaussian_denoiser(schedule, jnp.asarray(var, dtype)),
         sampler,
         schedule,
         z,
-        uniform_grid(steps),
+        jnp.asarray(uniform_grid(steps), dtype),
         key=KEY,
     )
-    return np.asarray(out) ** 2
+    assert out.dtype == dtype
+    return np.asarray(out, np.float64) ** 2
 
 
 @schedules

@@ -30,7 +30,7 @@ from mcmeqx.metrics._torch_file import read_torch_file
 
 _SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 _SIDE = 299
-NAME = "FID Inception 2015-12-05, 2048-d"
+INCEPTION = "FID Inception 2015-12-05, 2048-d"
 TENSORFLOW = "bilinear to 299, corners, as TensorFlow's graph"
 
 
@@ -91,8 +91,8 @@ class Inception(AbstractFeatureNetwork):
         `sha256` (hexadecimal) is given, and then named in the results. Raises
         FileNotFoundError, and ValueError for another hash or for other tensors.
         """
-        name = NAME
-        name += "" if sha256 == _SHA256 else f", weights {sha256[:16]}"
+        known = sha256 == _SHA256
+        name = INCEPTION if known else f"{INCEPTION}, weights {sha256[:16]}"
         return cls.from_tensors(read_torch_file(Path(path), sha256), like, name)
 
     @classmethod

@@ -16,7 +16,7 @@ import numpy as np
 from mcmeqx.data._npz import Npz
 from mcmeqx.data._pickles import unpickle
 from mcmeqx.metrics._frechet import Gaussian, Moments
-from mcmeqx.metrics._inception import NAME, TENSORFLOW
+from mcmeqx.metrics._inception import INCEPTION, TENSORFLOW
 from mcmeqx.metrics._network import AbstractFeatureNetwork
 
 _MOST_DIMS = 2**14
@@ -108,7 +108,7 @@ def read_reference(path: Path | str) -> Reference:
             found, count = every.get("fid"), every.get("num_images")
             if type(found) is not dict or not {"mu", "sigma"} <= found.keys():
                 raise ValueError(f"{path} holds no mu and sigma of `fid`")
-            made_by = ("EDM2", NAME, TENSORFLOW)
+            made_by = ("EDM2", INCEPTION, TENSORFLOW)
             read = _foreign(path, sha256, found["mu"], found["sigma"], *made_by)
             return replace(read, count=count if type(count) is int else None)
         npz = Npz(file, str(path))
@@ -117,7 +117,7 @@ def read_reference(path: Path | str) -> Reference:
             return _ours(path, npz, mean, sigma)
         made_by = ("EDM's or pytorch-fid's form", None, None)
         if "mu_s" in npz.names:
-            made_by = ("ADM", NAME, TENSORFLOW)
+            made_by = ("ADM", INCEPTION, TENSORFLOW)
         found = _foreign(path, sha256, mean, sigma, *made_by)
         return replace(found, shape=_image_shape(npz))
 

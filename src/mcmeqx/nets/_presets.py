@@ -5,6 +5,7 @@ from typing import Any
 import equinox as eqx
 import jax
 
+from mcmeqx._sharding import is_placed
 from mcmeqx.nets._network import network_shapes
 from mcmeqx.nets._unet import UNetConfig
 from mcmeqx.nets._uvit import UViTConfig
@@ -66,6 +67,5 @@ unet32 = UNetConfig(32)
 
 def count_parameters(config: Any) -> int:
     """Parameters of the network that `config` builds; allocates nothing."""
-    shapes = network_shapes(config)
-    arrays = eqx.filter(shapes, lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct))
+    arrays = eqx.filter(network_shapes(config), is_placed)
     return sum(a.size for a in jax.tree.leaves(arrays))
