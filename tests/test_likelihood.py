@@ -148,6 +148,7 @@ def test_signs_have_the_trace_of_a_multiple_of_the_identity_exactly():
     np.testing.assert_allclose(found.standard_error, 0.0, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_the_standard_error_is_that_of_a_mean_of_probes():
     x = jnp.asarray([0.1, -0.2])
     exact = log_likelihood(correlated, LONG, x).nats
