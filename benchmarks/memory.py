@@ -101,6 +101,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         # It looks for a GPU in this machine.
         _attention._has_cudnn = lambda: True
     mesh = mc.make_mesh(fsdp=options.fsdp, devices=devices)
+    mc.check_batch_size(options.batch_size, mesh, options.accumulate)
     remat = not options.no_remat
     config = dataclasses.replace(getattr(mc.nets, options.network), remat=remat)
 

@@ -54,8 +54,8 @@ def test_what_is_not_finite_is_null_in_the_lines(tmp_path):
     assert (record["loss"], record["grad_norm"], record["skipped"]) == (None, None, 1)
 
 
-def scalars(folder) -> list[tuple[int, str, float]]:
-    """(step, name, value) of the event files, read without the writer's code."""
+def events(folder) -> list:
+    """What the event files hold, read without the writer's code."""
     from tensorboardX.proto.event_pb2 import Event
 
     found = []
@@ -64,10 +64,18 @@ def scalars(folder) -> list[tuple[int, str, float]]:
         while data:
             # A record is its length, a checksum, the event and a checksum.
             (size,) = struct.unpack("<Q", data[:8])
-            event = Event.FromString(data[12 : 12 + size])
+            found.append(Event.FromString(data[12 : 12 + size]))
             data = data[16 + size :]
-            found += [(event.step, v.tag, v.simple_value) for v in event.summary.value]
     return found
+
+
+def scalars(folder) -> list[tuple[int, str, float]]:
+    """(step, name, value) of the event files."""
+    return [
+        (event.step, value.tag, value.simple_value)
+        for event in events(folder)
+        for value in event.summary.value
+    ]
 
 
 def test_tensorboard_gets_every_scalar_of_every_so_many_steps(tmp_path):
@@ -81,6 +89,13 @@ def test_tensorboard_gets_every_scalar_of_every_so_many_steps(tmp_path):
         (4, "loss", 2.0),
         (4, "grad_norm", 4.0),
     ]
+
+
+def test_tensorboard_hides_what_was_written_beyond_the_start(tmp_path):
+    TensorBoard(tmp_path, every=1, start=7).close()
+    # TensorBoard drops what is of the step of a session's start, and of later ones.
+    starts = [e for e in events(tmp_path) if e.HasField("session_log")]
+    assert [(e.step, e.session_log.status) for e in starts] == [(8, 1)]
 
 
 def test_without_a_writer_the_error_says_what_to_install(tmp_path, monkeypatch):
@@ -102,3 +117,21 @@ def test_metrics_are_written_every_step_or_fewer(tmp_path, kind):
     with pytest.raises(ValueError, match="1 or more, got 0"):
         kind(tmp_path / "metrics", every=0, **options)
     assert not list(tmp_path.iterdir())
+
+
+def test_lines_go_on_with_the_time_that_training_took(tmp_path):
+    path = tmp_path / "m.jsonl"
+    path.write_text('{"step": 4, "seconds": 100.0}\n{"step": 6, "seconds": 150.0}\n')
+    JsonLines(path, every=1, steps=9, start=4)(5, STATE, {"loss": 1.0})
+    records = read_metrics(path)
+    assert [r["step"] for r in records] == [4, 5]
+    assert 100 <= records[-1]["seconds"] < 110
+
+
+@pytest.mark.parametrize("line", ['{"a": 1}', '{"step": 1}', "3", "no JSON"])
+def test_a_file_of_other_lines_is_named_and_kept(tmp_path, line):
+    path = tmp_path / "mine.jsonl"
+    path.write_text(f"{line}\n")
+    with pytest.raises(ValueError, match=r"mine\.jsonl holds no JsonLines"):
+        JsonLines(path, every=1, steps=1)
+    assert path.read_text() == f"{line}\n"

@@ -1,5 +1,6 @@
 """When a process joins others, and with what it asks JAX to do so."""
 
+import inspect
 import os
 import signal
 import socket
@@ -11,14 +12,20 @@ import filelock
 import jax
 import pytest
 
-from mcmeqx import _signals, connect
+from mcmeqx import _sharding, _signals, connect
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "recipes"))
 
 import _machine
 import _runs
 
-LAUNCHERS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "TPU_WORKER_HOSTNAMES")
+LAUNCHERS = {
+    "SLURM_STEP_NUM_TASKS": ("1", "4"),
+    "OMPI_COMM_WORLD_SIZE": ("1", "2"),
+    "MEGASCALE_NUM_SLICES": ("1", "2"),
+    "TPU_WORKER_HOSTNAMES": ("one-host", "host-0,host-1"),
+}
+"""Variables of those who start processes, for one and for several."""
 TPU = ("TPU_PROCESS_ADDRESSES", "TPU_ML_PLATFORM", "TPU_SKIP_MDS_QUERY")
 
 
@@ -36,15 +43,39 @@ def joined(monkeypatch):
 
 def test_a_process_on_its_own_joins_nobody(joined, monkeypatch):
     connect()
-    for name, value in zip(LAUNCHERS, ("1", "1", "one-host"), strict=True):
+    for name, (value, _) in LAUNCHERS.items():
         monkeypatch.setenv(name, value)
     connect()
     assert joined == []
 
 
+class Device:
+    def __init__(self, name: str):
+        self.name = name
+        self.process_index, self.id = map(int, name.split("."))
+
+
+def test_a_mesh_goes_process_by_process_and_leaves_none_out(monkeypatch):
+    devices = [Device(name) for name in ("1.0", "0.1", "1.2", "0.3")]
+    monkeypatch.setattr(_sharding, "Mesh", lambda grid, *_, **__: grid)
+    # Without the check of types, which knows JAX's mesh alone.
+    make = inspect.unwrap(_sharding.make_mesh)
+    rows = [[device.name for device in row] for row in make(fsdp=2, devices=devices)]
+    assert rows == [["0.1", "0.3"], ["1.0", "1.2"]]
+    assert make(1, 2, devices).shape == (1, 2)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(ValueError, match="asks for 2 devices, there are 4; leave data"):
+        make(1, 2, devices)
+
+
+def test_a_process_that_has_joined_does_not_join_again(joined, monkeypatch):
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+    connect("host:1", 2, 0)
+    assert joined == []
+
+
 @pytest.mark.parametrize(
-    ("name", "value"),
-    [*zip(LAUNCHERS, ("4", "2", "host-0,host-1"), strict=True)],
+    ("name", "value"), [(name, value) for name, (_, value) in LAUNCHERS.items()]
 )
 def test_a_launcher_of_several_processes_is_left_to_jax(
     joined, monkeypatch, name, value
@@ -75,6 +106,10 @@ def test_on_tpu_machines_jax_is_asked_unless_they_name_their_hosts(
 
 
 def test_processes_that_are_told_who_they_are_join(joined):
+    for index in (-1, 2):
+        with pytest.raises(ValueError, match=rf"in \[0, 2\), got {index}"):
+            connect("localhost:1234", 2, index)
+    assert joined == []
     connect("localhost:1234", 2, 1)
     assert joined == [("localhost:1234", 2, 1)]
 

@@ -4,7 +4,7 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from mcmeqx.data import Images, batches
+from mcmeqx.data import Images, _loader, batches
 
 
 def numbered(n: int, side: int = 2) -> Images:
@@ -141,6 +141,34 @@ def test_starting_late_equals_skipping(start):
     for a, b in zip(late, whole[start:], strict=True):
         np.testing.assert_array_equal(a.x, b.x)
         np.testing.assert_array_equal(a.label, b.label)
+
+
+def test_the_order_and_what_is_mirrored_are_drawn_as_the_module_says():
+    # A run goes on under another version of the library: these draws are a format.
+    n, seed = 7, 5
+    order = drawn(batches(numbered(n), batch_size=n, seed=seed), 3)
+    rngs = [np.random.default_rng([seed, epoch]) for epoch in range(3)]
+    np.testing.assert_array_equal(order, np.ravel([r.permutation(n) for r in rngs]))
+    pixels = np.zeros((n, 2, 2, 3), np.uint8)
+    pixels[:, :, 1] = 255
+    images = replace(numbered(n), pixels=pixels)
+    stream = batches(images, batch_size=n, seed=seed, flip=True)
+    for step, batch in enumerate(islice(stream, 6)):
+        draws = np.random.SeedSequence([seed, step], spawn_key=(1,))
+        mirrored = np.random.default_rng(draws).random(n) < 0.5
+        np.testing.assert_array_equal(batch.x[:, 0, 0, 0] > 0, mirrored)
+
+
+def test_two_epochs_at_most_are_held(monkeypatch):
+    made, real = [], _loader.lru_cache
+
+    def lru_cache(**options):
+        return lambda function: made.append(real(**options)(function)) or made[-1]
+
+    monkeypatch.setattr(_loader, "lru_cache", lru_cache)
+    assert len(list(batches(numbered(4), batch_size=2, seed=0, stop=40))) == 40
+    assert made[0].cache_info().misses >= 20
+    assert made[0].cache_info().currsize <= 2
 
 
 def test_starting_very_late_looks_at_no_earlier_batch(taken):

@@ -224,3 +224,11 @@ def test_cifar10_refuses_other_labels_and_names(tmp_path):
     (path / "batches.meta").write_bytes(meta)
     with pytest.raises(ValueError, match=r"batches\.meta in .* expected ten names"):
         cifar10(path)
+
+
+def test_a_file_that_changes_while_a_set_is_read_is_named(tmp_path):
+    (tmp_path / "val_data.npz").write_bytes(as_npz(rows(3, 8), [1, 2, 3]))
+    batches = ImageNetBatches(tmp_path, side=8, split="val")
+    (tmp_path / "val_data.npz").write_bytes(as_npz(rows(2, 8), [1, 2]))
+    with pytest.raises(ValueError, match=r"val_data\.npz was changed while it was"):
+        batches.raw(0)

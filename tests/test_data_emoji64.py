@@ -136,11 +136,17 @@ def test_emoji64_is_rendered_once_for_the_same_tarballs(npm, monkeypatch):
     first, fresh = read(npm), read(npm, cache=npm / "other.npz")
     np.testing.assert_array_equal(first.pixels, fresh.pixels)
     with monkeypatch.context() as patch:
-        patch.setattr(emoji64_module, "_render", lambda _: pytest.fail("rendered"))
+        patch.setattr(emoji64_module, "_render", lambda *_: pytest.fail("rendered"))
         np.testing.assert_array_equal(read(npm).pixels, first.pixels)
-    write_tarball(npm, "noto", {"leaf": square((1, 2, 3))}, {"1f342": "leaf"})
-    changed = read(npm, vendors=("noto",))
-    assert changed.pixels[:, 0, 0].tolist() == [[1, 2, 3]]
+    for colour in ([9, 9, 9], [1, 2, 3]):
+        write_tarball(npm, "noto", {"leaf": square(colour)}, {"1f342": "leaf"})
+        changed = read(npm, vendors=("noto",))
+        assert changed.pixels[:, 0, 0].tolist() == [colour]
+    with monkeypatch.context() as patch:
+        patch.setattr(emoji64_module, "versions", lambda *_: "another renderer")
+        patch.setattr(emoji64_module, "_render", lambda *_: pytest.fail("rendered"))
+        with pytest.raises(pytest.fail.Exception, match="rendered"):
+            read(npm, vendors=("noto",))
     path = npm / "cache.npz"
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.warns(RuntimeWarning, match="damaged"):
@@ -165,6 +171,51 @@ def test_emoji64_refuses(npm):
             read(npm, **options)
     with pytest.raises(FileNotFoundError, match="no-such-folder"):
         read(npm / "no-such-folder")
+    first = npm / "iconify-json-noto-1.0.0.tgz"
+    first.with_name("iconify-json-noto-1.1.0.tgz").write_bytes(first.read_bytes())
+    with pytest.raises(FileNotFoundError, match=r"noto-1\.0\.0\.tgz, .*noto-1\.1\.0"):
+        read(npm)
+
+
+def test_a_vendors_own_table_goes_before_what_others_call_an_icon(tmp_path):
+    # Two vendors draw the code 1f342; the second calls another icon as the first does.
+    leaf, autumn, dog = ((10, 0, 0), (0, 10, 0), (0, 0, 10))
+    write_tarball(tmp_path, "noto", {"leaf": square(leaf)}, {"1f342": "leaf"})
+    icons = {"leaf": square(dog), "autumn": square(autumn)}
+    write_tarball(tmp_path, "twemoji", icons, {"1f342": "autumn"})
+    images = read(tmp_path, vendors=("noto", "twemoji"))
+    assert [tuple(p[0, 0].tolist()) for p in images.pixels] == [leaf, autumn]
+
+
+def test_the_first_vendor_asked_for_says_what_a_name_means(tmp_path):
+    # One name of two emoji: fluent-emoji has no codes, and takes that of the first.
+    write_tarball(tmp_path, "noto", {"face": square((1, 1, 1))}, {"1f600": "face"})
+    write_tarball(tmp_path, "twemoji", {"face": square((2, 2, 2))}, {"1f415": "face"})
+    write_tarball(tmp_path, "fluent-emoji", {"face": square((3, 3, 3))}, {})
+    orders = {"Smileys & Emotion": ("noto", "twemoji")}
+    orders["Animals & Nature"] = ("twemoji", "noto")
+    for group, vendors in orders.items():
+        images = read(tmp_path, vendors=(*vendors, "fluent-emoji"))
+        assert images.pixels[-1, 0, 0, 0] == 3
+        assert images.classes[images.labels[-1]] == group
+
+
+BAD_TARBALLS = {
+    "no body": ({"leaf": {"width": 3}}, {"1f342": "leaf"}, "or a damaged one"),
+    "no name": ({"leaf": square((1, 1, 1))}, {"1f342": ["leaf"]}, "or a damaged one"),
+    "no object": ({"leaf": "<rect/>"}, {"1f342": "leaf"}, "or a damaged one"),
+    "no SVG": ({"leaf": {"body": "<nonsense"}}, {"1f342": "leaf"}, "1f342 by no SVG"),
+}
+
+
+@pytest.mark.parametrize(
+    ("icons", "chars", "message"), BAD_TARBALLS.values(), ids=BAD_TARBALLS.keys()
+)
+def test_emoji64_names_a_tarball_of_other_json(tmp_path, icons, chars, message):
+    write_tarball(tmp_path, "noto", icons, chars)
+    with pytest.raises(ValueError, match=rf"noto-1\.0\.0\.tgz .*{message}"):
+        read(tmp_path, vendors=("noto",))
+    assert not (tmp_path / "cache.npz").exists()
 
 
 @pytest.mark.parametrize("keep", [-1, 200, 0])

@@ -60,6 +60,7 @@ REFUSED = {
     "npz side": (npz(data=np.zeros((2, 3072), np.uint8)), r"\(2, 3072\), .*\(n, 192\)"),
     "npz dtype": (npz(data=np.zeros((2, 192))), "data is float64"),
     "npz images": (npz(data=GOOD.reshape(2, 3, 8, 8)), r"\(2, 3, 8, 8\)"),
+    "npz columns": (npz(data=np.asfortranarray(GOOD)), "Fortran"),
     "npz no rows": (npz(data=GOOD[:0]), "data has 0 rows"),
     "npz truncated": (npz()[:-30], "no npz file, or a damaged one"),
     "npz cut": (npz()[:100], "no npz file, or a damaged one"),

@@ -1,6 +1,7 @@
 """The user's own ImageNet: found, packed once, mapped from then on."""
 
 import io
+import json
 import os
 import zipfile
 
@@ -142,14 +143,54 @@ def test_pictures_in_a_folder_per_class(folder, cache, monkeypatch, side):
     assert greys(imagenet64(folder, cache=cache)) == [10, 60, 20, 30]
 
 
+def later(path) -> None:
+    """Give the file a later time."""
+    os.utime(path, ns=(0, path.stat().st_mtime_ns + 10**9))
+
+
+def test_a_picture_written_anew_with_as_many_bytes_is_seen(folder, cache):
+    write_folder(folder)
+    path, other = folder / "n1" / "a.png", picture(60)
+    assert len(path.read_bytes()) == len(other)
+    imagenet64(folder, cache=cache)
+    path.write_bytes(other)
+    later(path)
+    assert greys(imagenet64(folder, cache=cache)) == [60, 20, 30]
+
+
+def test_a_zip_written_anew_is_seen(folder, cache):
+    path = folder / "edm.zip"
+    for grey in (10, 60):
+        with zipfile.ZipFile(path, "w") as archive:
+            for name in ("a/1.png", "b/1.png"):
+                archive.writestr(name, picture(grey))
+        later(path)
+        assert greys(imagenet64(path, cache=cache)) == [grey, grey]
+
+
+def test_what_is_no_picture_does_not_make_a_set_another(folder, cache, monkeypatch):
+    write_folder(folder)
+    imagenet64(folder, cache=cache)
+    (folder / "readme.txt").write_text("of no account")
+    (folder / "notes").symlink_to(folder / "gone")
+    with monkeypatch.context() as patch:
+        forbid_reading(patch)
+        assert greys(imagenet64(folder, cache=cache)) == [10, 20, 30]
+    rows = [["n1/a.png", 2], ["n2/a.png", 1], ["n2/b.png", 0]]
+    (folder / "dataset.json").write_text(json.dumps({"labels": rows}))
+    assert imagenet64(folder, cache=cache).labels.tolist() == [2, 1, 0]
+
+
 def test_edms_zip_is_read_itself_or_in_its_folder(folder, cache):
     write_zip(folder / "edm.zip")
     for path in (folder, folder / "edm.zip"):
         images = imagenet64(path, cache=cache)
         assert (greys(images), images.labels.tolist()) == ([40, 50], [7, 3])
     assert len(list(cache.iterdir())) == 1
+    (folder / "edm.zip").rename(folder / "EDM.ZIP")
+    assert len(imagenet64(folder, cache=cache)) == 2
     write_zip(folder / "other.zip")
-    with pytest.raises(ValueError, match=r"edm\.zip, other\.zip: give one of them"):
+    with pytest.raises(ValueError, match=r"EDM\.ZIP, other\.zip: give one of them"):
         imagenet64(folder, cache=cache)
 
 

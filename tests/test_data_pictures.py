@@ -221,3 +221,14 @@ def test_images_in_an_npz_are_read_and_arrays_of_another_kind_refused(tmp_path):
     np.savez(path, images=expected)
     with pytest.raises(ValueError, match=r"expected arr_0\.npy"):
         npz_images(path)
+
+
+def test_a_linked_class_is_a_class_and_a_link_deeper_down_is_not_followed(tmp_path):
+    path = as_folder(tmp_path, {"a/1.png": solid("red")})
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "1.png").write_bytes(solid("blue"))
+    (path / "b").symlink_to(tmp_path / "elsewhere")
+    (path / "a" / "loop").symlink_to(path)
+    pictures = Pictures(path)
+    assert pictures.classes == ("a", "b")
+    assert [label for _, label in map(pictures.raw, range(len(pictures)))] == [0, 1]

@@ -41,6 +41,7 @@ LEADING_OUT = (
     "a\\..\\b.png",
     "C:/a.png",
     "a/..",
+    "a.png\0.txt",
 )
 
 

@@ -166,6 +166,72 @@ def test_the_distance_is_that_of_the_samples_that_the_model_gives(
     assert other["id"] != found["id"]
 
 
+def test_samples_are_the_nearest_of_256_levels_and_clipped():
+    levels = np.arange(256) / 127.5 - 1
+    for off in (-0.4, 0.0, 0.4):
+        found = as_bytes((levels + off / 127.5)[:, None])[:, 0]
+        np.testing.assert_allclose(found, levels, atol=1e-12)
+    np.testing.assert_array_equal(as_bytes(np.array([[-3.0], [3.0]])), [[-1], [1]])
+
+
+def test_each_option_has_a_result_of_its_own(tiny, images, tmp_path):
+    config = replace(CONFIG, guidance_input=True)
+    made = mc.Denoiser(config.build(key=jax.random.key(0)), mc.Cosine())
+    data = from_images(images, Corners(), tmp_path / "features")
+    zeros, ones = np.zeros(20, np.int32), np.ones(20, np.int32)
+    common = {"labels": zeros, "samples": 20, "seed": 0, "guidance": 1.0}
+    changes = (
+        {},
+        {"grid": mc.uniform_grid(2)},
+        {"labels": ones},
+        {"seed": 1},
+        {"guidance": 2.0},
+        {"samples": 19, "labels": zeros[1:]},
+    )
+    found = set()
+    for change in changes:
+        options = {"grid": mc.uniform_grid(1)} | common | change
+        (row,) = _evaluation.evaluate(
+            made,
+            mc.DDIM(),
+            options.pop("grid"),
+            shape=(3, 8, 8),
+            against=[data],
+            folder=tmp_path,
+            **options,
+        )
+        found.add(row["id"])
+    assert len(found) == len(changes)
+
+
+def test_of_statistics_classes_come_equally_often_by_the_sampler_named(
+    tiny, model, monkeypatch
+):
+    rows = as_bytes(pixels(60)[:, ::4, ::4, 0].reshape(60, 4) / 127.5 - 1)
+    np.savez("edm.npz", mu=rows.mean(0), sigma=np.cov(rows.T))
+    asked, real = [], _evaluation.evaluate
+
+    def evaluated(model, sampler, *arguments, **options):
+        asked.append((type(sampler), options["labels"]))
+        return real(model, sampler, *arguments, **options)
+
+    monkeypatch.setattr(evaluate, "evaluate", evaluated)
+    common = {"steps": 1, "statistics": Path("edm.npz"), "out": Path("out")}
+    samplers = {
+        "heun": mc.Heun,
+        "addim": mc.ADDIM,
+        "ddpm": mc.DDPM,
+        "dpm-solver": mc.DPMSolver,
+    }
+    for name in samplers:
+        evaluate.main(evaluate.Config(model, samples=300, sampler=name, **common))
+    assert [kind for kind, _ in asked] == list(samplers.values())
+    for _, labels in asked:
+        # Of 300 fair draws from three: within four standard deviations.
+        counts = np.bincount(labels, minlength=3)
+        assert (np.abs(counts - 100) < 4 * np.sqrt(300 * 2 / 9)).all()
+
+
 def test_a_sampler_is_known_by_its_options_and_its_code(monkeypatch):
     digest = _evaluation.sampler_digest
     every = (mc.DDIM(), mc.DDPM(), mc.ADDIM(), mc.ADDIM(literal=True))

@@ -1,8 +1,10 @@
+import contextlib
 import dataclasses
 import functools
 import io
 import json
 import os
+import re
 import shutil
 import sys
 import zipfile
@@ -24,6 +26,7 @@ from mcmeqx import (
     Guided,
     ProbabilityFlow,
     Shifted,
+    _export_sampler,
     eps_prediction,
     export_sampler,
     export_weights,
@@ -305,6 +308,9 @@ def test_damaged_weights_are_refused_and_a_file_is_never_replaced(tmp_path):
     save_file(tensors, path)
     with pytest.raises(ValueError, match="no description"):
         load(path)
+    save_file(tensors, path, {"mcmeqx": "[" * 100_000})
+    with pytest.raises(ValueError, match="does not hold exported weights"):
+        load(path)
     save_file(tensors | {"network.last.bias": np.zeros(3, "f4")}, path, metadata)
     with pytest.raises(ValueError, match=r"last\.bias is float32\[3\], not"):
         load(path)
@@ -339,7 +345,11 @@ def test_what_is_no_checkpoint_is_refused(tmp_path):
         load(tmp_path)
     about = run / "4" / "about" / "metadata"
     content = about.read_text()
-    for damaged in ("{", "[]", "{}", content.replace("MLPConfig", "Transformer")):
+    stages = '"network": {"UViTConfig": {"image_size": 8, "stages": [5]}}'
+    uvit = re.sub(r'"network": \{.*?\}\}', stages, content)
+    assert uvit != content
+    renamed = content.replace("MLPConfig", "Transformer")
+    for damaged in ("{", "[]", "{}", "[" * 100_000, uvit, renamed):
         about.write_text(damaged)
         with pytest.raises(ValueError, match="4 does not hold a model"):
             load(run)
@@ -379,6 +389,35 @@ def test_an_exported_sampler_samples_as_generate_does(tmp_path, name, batch_size
     if batch_size is None and name == "mlp":
         some = load_sampler(path)(noise[:2], labels[:2])
         np.testing.assert_allclose(some, wanted[:2], atol=1e-5 * np.abs(wanted).max())
+
+
+def test_an_exported_sampler_has_the_scale_it_was_exported_with(tmp_path):
+    config = dataclasses.replace(MLP, classes=None, null_class=False)
+    config = dataclasses.replace(config, guidance_input=True)
+    model, grid = Denoiser(moved(config), Cosine()), uniform_grid(2)
+    noise = np.random.default_rng(0).normal(size=(3, 2)).astype("f4")
+    at = {
+        g: generate(model, DDIM(), grid, noise, None, guidance=g, key=KEY)
+        for g in (1.0, 2.5)
+    }
+    assert np.abs(at[1.0] - at[2.5]).max() > 1e-3
+    export_sampler(tmp_path / "a", model, DDIM(), grid, (2,), guidance=2.5)
+    found = load_sampler(tmp_path / "a")(noise.tolist())
+    np.testing.assert_allclose(found, at[2.5], atol=1e-5)
+
+
+def test_an_exported_program_has_no_kernel_of_one_device(tmp_path, monkeypatch):
+    entered = []
+
+    @contextlib.contextmanager
+    def noted():
+        entered.append(True)
+        yield
+
+    monkeypatch.setattr(_export_sampler, "formula_alone", noted)
+    model = Denoiser(moved(MLP), Cosine())
+    export_sampler(tmp_path / "a", model, DDIM(), uniform_grid(1), (2,), labelled=True)
+    assert entered
 
 
 def test_a_program_is_for_the_platform_that_exporting_names(tmp_path, monkeypatch):
@@ -436,7 +475,13 @@ def test_an_exported_sampler_refuses_what_it_cannot_take(tmp_path):
         path.write_bytes(damaged)
         with pytest.raises(ValueError, match="does not hold a sampler"):
             load_sampler(path)
-    for name, junk in (("about.json", "[]"), ("program", ""), ("program", "junk")):
+    for name, junk in (
+        ("about.json", "[]"),
+        ("about.json", '{"weights": 4, "shape": [2], "labelled": false}'),
+        ("about.json", "[" * 100_000),
+        ("program", ""),
+        ("program", "junk"),
+    ):
         with zipfile.ZipFile(io.BytesIO(content)) as old:
             kept = {n: old.read(n) for n in old.namelist()} | {name: junk.encode()}
         with zipfile.ZipFile(path, "w") as file:
@@ -458,6 +503,8 @@ def test_labels_are_whole_numbers_one_a_row(tmp_path):
     model, noise = models()["mlp"], np.ones((2, 2), "f4")
     export_sampler(tmp_path / "a", model, DDIM(), uniform_grid(1), (2,), labelled=True)
     run = load_sampler(tmp_path / "a")
+    with pytest.raises(ValueError, match="needs labels, got None"):
+        run(noise)
     np.testing.assert_array_equal(run(noise, [0, 2]), run(noise, np.array([0, 2])))
     for wrong in ([0.7, 1.2], np.zeros((2, 1), int), np.int32(1)):
         with pytest.raises(ValueError, match=r"whole numbers \(n,\), got .*\)"):

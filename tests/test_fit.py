@@ -137,6 +137,35 @@ def test_a_run_that_does_not_recover_stops_and_hands_over_the_batch():
     assert np.isnan(norms).all()
 
 
+def test_a_run_whose_gradients_alone_do_not_recover_stops():
+    made = learner(Exploding(tuple(range(2, 20)), gradient_only=True))
+    with pytest.raises(NonFiniteLossError, match="loss or gradient that is not finite"):
+        fit(made, start(made), batches(20), steps=20, patience=3)
+
+
+def test_a_state_of_more_steps_than_asked_for_is_refused():
+    made = learner()
+    state = fit(made, start(made), batches(2), steps=2)
+    assert int(fit(made, state, batches(1), steps=2).step) == 2
+    with pytest.raises(ValueError, match="has done 2 steps already, and steps is 1"):
+        fit(made, state, batches(1), steps=1)
+
+
+def test_a_batch_is_as_large_as_all_processes_shares(monkeypatch):
+    mesh = make_mesh()
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(fit_module, "split_batch", lambda batch, mesh: batch)
+
+    def first(rows: int) -> Example:
+        own = Example(np.zeros((rows, 2), np.float32))
+        return next(fit_module._ahead([own], mesh, 0, 1, 1, None))
+
+    # Over four devices twelve rows split, and six do not.
+    assert len(first(6).x) == 6
+    with pytest.raises(ValueError, match="batch_size 6 does not split over 4"):
+        first(3)
+
+
 def test_a_run_that_recovers_each_time_goes_on_to_its_end():
     made = learner(Exploding((0, 1, 3, 4, 6, 7)))
     state = fit(made, start(made), batches(9), steps=9, patience=3)
@@ -330,6 +359,15 @@ def test_what_is_no_batch_is_refused(batch, words):
     made = learner()
     with pytest.raises(ValueError, match=words):
         fit(made, start(made), [batch], steps=1)
+
+
+@pytest.mark.usefixtures("hears_ctrl_c")
+def test_a_second_signal_does_what_it_did_before():
+    with stop_signals() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop() == signal.SIGINT
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
 
 
 @pytest.mark.usefixtures("hears_ctrl_c")

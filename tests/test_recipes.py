@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 import textwrap
+import types
 import typing
 from pathlib import Path
 
@@ -351,6 +352,97 @@ def test_a_student_starts_from_the_embedded_one_its_teacher_or_a_file(monkeypatc
         assert eqx.tree_equal(model.network, expected.network)
         assert loss.order == options.get("order", 1)
     assert not eqx.tree_equal(teacher.network, student.network)
+
+
+@pytest.fixture
+def stages(monkeypatch):
+    """What the recipes hand to `train`, which trains nothing."""
+    seen = []
+
+    def train(name, run, loss, model, images, plan, **_):
+        seen.append(types.SimpleNamespace(**locals()))
+        return _training.Trained(model, "this run", 1, 1.0)
+
+    monkeypatch.setattr(_student, "train", train)
+    monkeypatch.setattr(teacher_imagenet64, "train", train)
+    monkeypatch.setattr(_student, "compare", lambda *_, **__: None)
+    demo = dataclasses.replace(_stages.DEMO, flip=True)
+    monkeypatch.setattr(_stages, "DEMO", demo)
+    return seen
+
+
+def test_both_stages_are_made_of_what_was_asked_for(stages):
+    training = Training(
+        iterations=3,
+        teacher_iterations=4,
+        weighting="sqrt_snr_plus_one",
+        distance=mc.PseudoHuber(0.25),
+        ema_decay=0.5,
+        precision="bfloat16",
+        label_dropout=0.3,
+        learning_rate=0.125,
+        batch_size=24,
+    )
+    config = tiny_config(
+        training=training,
+        teacher="scratch",
+        start_from="teacher",
+        memory=Memory(2),
+        seed=3,
+        out=Path("run"),
+    )
+    cd_imagenet64.main(config)
+    teacher, student = stages
+    assert (teacher.name, student.name) == ("teacher", "student")
+    assert teacher.loss.label_dropout == 0.3
+    assert student.loss.weighting is mc.sqrt_snr_plus_one
+    assert student.loss.distance == mc.PseudoHuber(0.25)
+    assert (teacher.plan.iterations, student.plan.iterations) == (4, 3)
+    assert (teacher.plan.ema_decay, student.plan.ema_decay) == (0.99, 0.5)
+    assert (teacher.plan.learning_rate, student.plan.learning_rate) == (2e-3, 0.125)
+    # The student does not see the images in the order that its teacher did.
+    assert teacher.plan.seed != student.plan.seed
+    for stage in stages:
+        assert stage.model.dtype == jnp.bfloat16
+        assert (stage.plan.batch_size, stage.plan.accumulate) == (24, 2)
+        assert stage.plan.flip
+        assert stage.images.headroom == _stages.DEMO.headroom == 0.1
+    # The command that a stopped run prints is of the same run.
+    cd_imagenet64.main(dataclasses.replace(config, replay=Path("capsule.npz")))
+    assert stages[-1].plan.replay == Path("capsule.npz")
+
+
+def test_a_teacher_is_made_of_what_was_asked_for(stages):
+    config = teacher_imagenet64.Config(
+        out=Path("teacher"),
+        iterations=2,
+        batch_size=24,
+        learning_rate=0.125,
+        ema_decay=0.5,
+        label_dropout=0.3,
+        memory=Memory(2),
+    )
+    teacher_imagenet64.main(config)
+    (stage,) = stages
+    assert stage.loss.label_dropout == 0.3
+    plan = stage.plan
+    assert (plan.iterations, plan.batch_size, plan.accumulate) == (2, 24, 2)
+    assert (plan.learning_rate, plan.ema_decay, plan.flip) == (0.125, 0.5, True)
+    teacher_imagenet64.main(dataclasses.replace(config, replay=Path("capsule.npz")))
+    assert stages[-1].plan.replay == Path("capsule.npz")
+
+
+def test_imagenets_settings_are_the_papers():
+    preset = _stages.IMAGENET
+    # Heek et al. 2024, sec. 4 and app. A; the shift and the rate of Hoogeboom 2023.
+    assert preset.batch_size == 2048
+    assert (preset.teacher_iterations, preset.iterations) == (700_000, 200_000)
+    assert preset.anneal == (64.0, 1280.0, 100_000)
+    assert (preset.learning_rate, preset.ema_decay) == (1e-4, 0.9999)
+    assert preset.schedule == mc.Shifted(64, low=32, high=64)
+    assert (preset.flip, preset.precision) == (True, "bfloat16")
+    assert preset.weighting == "snr_plus_one"
+    assert preset.teacher_step == "addim"
 
 
 @pytest.mark.slow

@@ -4,7 +4,10 @@ import subprocess
 import sys
 
 SCRIPT = """
+import warnings
 import jax, mcmeqx as mc, numpy as np, optax
+
+warnings.simplefilter("error", RuntimeWarning)
 
 def refused(call, words):
     try:
@@ -46,6 +49,14 @@ trained = lambda: mc.fit(learner, state, [np.ones((8, 2), np.float32)], steps=1)
 refused(trained, "Example(x, label), got ndarray")
 drawn = lambda: mc.data.batches(np.zeros((4, 2)), batch_size=2, seed=0)
 refused(drawn, "of Images, got ndarray: of a source, save_packed(source, path)")
+pixels, labels = np.zeros((7, 2, 2, 3), np.uint8), np.arange(7, dtype=np.int32)
+images = mc.data.Images(pixels, labels, tuple("abcdefg"), "seven")
+numbers = {"batch_size": 2048, "seed": 3, "start": 2**21, "stop": 2**21 + 1}
+(batch,) = mc.data.batches(images, **numbers)
+for kind in (np.int32, np.uint32, np.int64):
+    same = {name: kind(number) for name, number in numbers.items()}
+    (again,) = mc.data.batches(images, **same, process=kind(0), processes=kind(1))
+    assert np.array_equal(batch.label, again.label), kind
 refused(lambda: mc.load("."), "is no checkpoint")
 mc.save_model("a.eqx", model)
 assert mc.load("a.eqx").network.config == config

@@ -73,12 +73,18 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The records of a `JsonLines` file, none if there is no file.
 
     A last line that was cut while it was written is left out. A metric that was not
-    finite is None.
+    finite is None. Raises ValueError for a file of other lines.
     """
     if not Path(path).exists():
         return []
     lines = Path(path).read_text().splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    try:
+        records = [json.loads(line) for line in lines if line.endswith("\n")]
+        if not all({"step", "seconds"} <= record.keys() for record in records):
+            raise ValueError("a line has no step or no seconds")
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{path} holds no JsonLines, give another: {error}") from error
+    return records
 
 
 class JsonLines:
@@ -86,6 +92,7 @@ class JsonLines:
 
     Beside the metrics it holds `step` and `seconds`, the wall time of training so far.
     A run that goes on from step `start` takes back what it had written beyond.
+    Raises ValueError for a file of other lines, which stays as it is.
     """
 
     def __init__(self, path: Path, *, every: int, steps: int, start: int = 0):

@@ -18,7 +18,7 @@ import orbax.checkpoint as ocp
 
 from mcmeqx._denoiser import Denoiser
 from mcmeqx._describe import describe, rebuild
-from mcmeqx._model_file import is_array_or_shape, named
+from mcmeqx._model_file import DAMAGE, is_array_or_shape, named
 from mcmeqx._sharding import as_key, is_key
 from mcmeqx._structure import structure
 from mcmeqx._train import TrainState
@@ -244,7 +244,7 @@ def load_checkpoint(folder: Path) -> Denoiser:
         model = rebuild(reader.restore(folder / "about")["model"])
         arrays, static = eqx.partition(model, is_array_or_shape)
         return eqx.combine(_restore_arrays(folder / "ema", arrays), static)
-    except (ValueError, KeyError, TypeError, OSError) as error:
+    except (*DAMAGE, OSError) as error:
         raise ValueError(f"{folder} does not hold a model: {error}") from error
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from mcmeqx._denoiser import Denoiser
 from mcmeqx._describe import describe, rebuild
-from mcmeqx._model_file import is_array_or_shape, named
+from mcmeqx._model_file import DAMAGE, is_array_or_shape, named
 from mcmeqx._packages import optional
 from mcmeqx._whole import check_absent, written_whole
 
@@ -65,7 +65,7 @@ def read_weights(path: Path) -> Denoiser:
             arrays, static = eqx.partition(model, is_array_or_shape)
             found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         _check_arrays(found, named(arrays))
-    except (library.SafetensorError, ValueError, TypeError, AttributeError) as error:
+    except (library.SafetensorError, *DAMAGE) as error:
         raise ValueError(f"{path} does not hold exported weights: {error}") from error
     names = iter(named(arrays))
     arrays = jax.tree.map(lambda _: jnp.asarray(found[next(names)]), arrays)

@@ -23,14 +23,14 @@ from jaxtyping import Array, Float
 from mcmeqx._checks import check_guidance, check_labels, check_times, label_range
 from mcmeqx._denoiser import Model
 from mcmeqx._generate import sample_rows
-from mcmeqx._model_file import check_weights, is_array_or_shape
+from mcmeqx._model_file import DAMAGE, check_weights, is_array_or_shape
 from mcmeqx._packages import optional
 from mcmeqx._sampler import AbstractSampler
 from mcmeqx._whole import check_absent, written_whole
 from mcmeqx._zips import ZIP_DAMAGE
 from mcmeqx.nets._attention import formula_alone
 
-_DAMAGE = (*ZIP_DAMAGE, struct.error, KeyError, ValueError, TypeError)
+_DAMAGE = (*ZIP_DAMAGE, *DAMAGE, struct.error)
 
 _PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
@@ -153,6 +153,8 @@ def load_sampler(path: Path | str) -> ExportedSampler:
                 weights = [
                     jnp.asarray(stored[f"arr_{i}"]) for i in range(about["weights"])
                 ]
+            if missing := {"shape", "labelled", "batch_size"} - about.keys():
+                raise ValueError(f"it does not say its {', '.join(sorted(missing))}")
     except _DAMAGE as error:
         raise ValueError(
             f"{path} does not hold a sampler of export_sampler: {error}"
@@ -160,12 +162,13 @@ def load_sampler(path: Path | str) -> ExportedSampler:
     call = jax.jit(exported.call)
 
     def run(noise, labels=None, *, seed: int = 0):
+        noise = jnp.asarray(noise, jnp.float32)
         labels = None if labels is None else np.asarray(labels)
         _check_rows(about, noise, labels)
         if not isinstance(seed, int | np.integer) or not 0 <= seed < 2**32:
             raise ValueError(f"seed is a whole number from 0 to 2**32 - 1, got {seed}")
         labels = None if labels is None else jnp.asarray(labels, jnp.int32)
-        return call(weights, jnp.asarray(noise, jnp.float32), labels, np.uint32(seed))
+        return call(weights, noise, labels, np.uint32(seed))
 
     return run
 

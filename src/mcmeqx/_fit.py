@@ -89,9 +89,9 @@ def fit(
     Raises `Interrupted` on SIGTERM or SIGINT, after the step in flight, and
     `NonFiniteLossError` after `patience` steps in a row whose loss or gradient is not
     finite, and `OutOfBatchesError` when the batches run out; all carry the state.
-    Raises ValueError for batches that do not split over the mesh, are not of float32 at
-    least, or hold labels that are no classes of the model or of its teacher, as far as
-    their networks are the library's.
+    Raises ValueError for a state of more than `steps` steps, and for batches that do
+    not split over the mesh, are not of float32 at least, or hold labels that are no
+    classes of the model or of its teacher, as far as their networks are the library's.
     """
     for name, value in {"save_every": save_every, "patience": patience}.items():
         if value < 1:
@@ -102,6 +102,11 @@ def fit(
     learner = place(learner, mesh, copy=False)
     watch = _Watch(tuple(callbacks), patience)
     start = int(state.step)
+    if start > steps:
+        raise ValueError(
+            f"the state has done {start} steps already, and steps is {steps}: those "
+            "done are among them"
+        )
     teacher = getattr(learner.loss, "teacher", None)
     guide = getattr(getattr(teacher, "guidance", None), "negative", None)
     known = label_range(state.model, getattr(teacher, "denoiser", None), guide)

@@ -13,7 +13,7 @@ from mcmeqx._denoiser import Denoiser
 from mcmeqx._describe import describe, differences, rebuild
 from mcmeqx._whole import written_whole
 
-_DAMAGE = (
+DAMAGE = (
     RuntimeError,
     ValueError,
     KeyError,
@@ -120,7 +120,7 @@ def _read(path: Path | str, like: Denoiser | None) -> Denoiser:
             arrays = _arrays(file, arrays, found.get("stored"))
             if file.read(1):
                 raise ValueError("it goes on after its last array")
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise ValueError(
             f"{path} does not hold a model of this network: {error}{remedy}"
         ) from error
@@ -157,7 +157,7 @@ def _arrays(file: BinaryIO, like: Any, stored: str | None) -> Any:
 
     try:
         arrays = eqx.tree_deserialise_leaves(file, jax.tree.map(shape, like))
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise ValueError(f"its arrays are cut off or others ({error})") from error
     return jax.tree.map(lambda array, leaf: array.astype(dtype(leaf)), arrays, like)
 

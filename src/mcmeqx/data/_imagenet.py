@@ -10,7 +10,7 @@ from mcmeqx.data._cache import cache_folder
 from mcmeqx.data._imagenet_batches import STEMS, WANTED, ImageNetBatches, find_batches
 from mcmeqx.data._images import Images
 from mcmeqx.data._pack import packed, read_header, write_packed
-from mcmeqx.data._picture_labels import is_picture
+from mcmeqx.data._picture_labels import is_picture, tells
 from mcmeqx.data._picture_store import Folder, Zip
 from mcmeqx.data._pictures import Pictures
 from mcmeqx.data._source import AbstractSource
@@ -34,8 +34,8 @@ def imagenet(path: Path, side: int, *, cache: Path | None = None) -> Images:
     archives `train_data_batch_1` to `_10`, one zip, or pictures with `dataset.json` or
     in a folder per class, is packed first, with a bar; pictures of another size are
     shrunk or enlarged to it and cropped, as ADM does. `cache` is the folder to keep
-    that in, by default the user's cache folder: 16 GB at 64x64. It is made anew where a
-    name, size or time of the source's files has changed.
+    that in, by default the user's cache folder: 16 GB at 64x64. Where a name, size or
+    time of the source's files has changed another is made beside it: remove the former.
 
     Raises `FileNotFoundError` where `path` is none of these; `ValueError` for a packed
     file of another size, for pictures beside a zip, without classes or of more than
@@ -65,7 +65,7 @@ def _find(path: Path, side: int) -> tuple[str, Callable[[], AbstractSource]]:
         stats = [(file.name, file.stat()) for file in files]
         stamp = [f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in stats]
         return "\n".join(stamp), lambda: ImageNetBatches(path, side=side)
-    zips = sorted(path.glob("*.zip"))
+    zips = sorted(path.glob("*.[zZ][iI][pP]"))
     names = ", ".join(file.name for file in zips)
     if len(zips) > 1:
         raise ValueError(f"{path} holds {names}: give one of them")
@@ -86,7 +86,7 @@ def _find(path: Path, side: int) -> tuple[str, Callable[[], AbstractSource]]:
         _check_classes(pictures, at)
         return pictures
 
-    return store.stamp(), read
+    return store.stamp(filter(tells, store.names)), read
 
 
 def _is_batch(path: Path) -> bool:

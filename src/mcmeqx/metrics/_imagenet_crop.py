@@ -15,13 +15,13 @@ def imagenet_crop(pixels: np.ndarray) -> np.ndarray:
     for photographs alone; generated images are compared whole. Raises ValueError for
     another shape or dtype.
     """
-    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
+    if pixels.dtype != np.uint8 or pixels.shape[2:] != (3,) or not pixels.size:
         raise ValueError(
             f"pixels are {pixels.dtype} of shape {pixels.shape}, expected uint8 "
             "(height, width, 3)"
         )
     sides = pixels.shape[:2]
-    height, width = (max(_SIDE, round(n * _SHORT / min(sides))) for n in sides)
+    height, width = (round(n * _SHORT / min(sides)) for n in sides)
     x = jnp.asarray(pixels, jnp.float32)
     x = jax.image.resize(x, (height, width, 3), "cubic")
     top, left = (height - _SIDE) // 2, (width - _SIDE) // 2

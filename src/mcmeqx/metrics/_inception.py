@@ -17,15 +17,13 @@ from jaxtyping import Array, Float
 
 from mcmeqx.metrics._inception_blocks import (
     Convolution,
-    Maps,
     Mixed,
-    NewMaps,
     Tensors,
     convolution,
     max_pool,
     mixed_blocks,
 )
-from mcmeqx.metrics._network import AbstractFeatureNetwork
+from mcmeqx.metrics._network import AbstractFeatureNetwork, Maps, NewMaps
 from mcmeqx.metrics._torch_file import read_torch_file
 
 _SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"

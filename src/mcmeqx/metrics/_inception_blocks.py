@@ -15,10 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from mcmeqx.metrics._network import Maps, NewMaps
 from mcmeqx.metrics._torch_file import folded
 
-Maps = Float[Array, "batch height width channel"]
-NewMaps = Float[Array, "batch new_height new_width new_channel"]
 Tensors = Mapping[str, np.ndarray]
 
 

@@ -11,6 +11,9 @@ from jaxtyping import Array, Float
 
 from mcmeqx._batched import batched
 
+Maps = Float[Array, "batch height width channel"]
+NewMaps = Float[Array, "batch new_height new_width new_channel"]
+
 
 class AbstractFeatureNetwork(eqx.Module):
     """What images are compared by: from images to a fixed number of features each."""

@@ -132,7 +132,8 @@ def _image_shape(npz: Npz) -> tuple[int, int, int] | None:
 
 def _numbers(npz: Npz, name: str, path: Path) -> np.ndarray:
     shape, dtype = npz.header(name)
-    if dtype.kind != "f" or len(shape) not in (1, 2) or max(shape) > _MOST_DIMS:
+    sized = all(0 < side <= _MOST_DIMS for side in shape)
+    if dtype.kind != "f" or len(shape) not in (1, 2) or not sized:
         raise ValueError(f"{path}: {name} is {dtype} of shape {shape}")
     return npz.array(name)
 
@@ -147,7 +148,7 @@ def _ours(path: Path, npz: Npz, mean: np.ndarray, sigma: np.ndarray) -> Referenc
         shape = about.pop("shape", None)
         shape = None if shape is None else tuple(shape)
         return Reference(**about, law=_checked(path, mean, sigma), shape=shape)
-    except (TypeError, AttributeError, json.JSONDecodeError) as error:
+    except (TypeError, AttributeError, RecursionError, json.JSONDecodeError) as error:
         raise ValueError(f"{path}: about does not describe statistics") from error
 
 
@@ -164,4 +165,6 @@ def _checked(path: Path, mean, sigma) -> Gaussian:
         raise ValueError(f"{path}: mu or sigma is not finite")
     if not np.allclose(sigma, sigma.T, rtol=1e-5, atol=1e-8 * np.abs(sigma).max()):
         raise ValueError(f"{path}: sigma is not symmetric")
+    if (np.diagonal(sigma) < 0).any():
+        raise ValueError(f"{path}: sigma has variances below 0")
     return Gaussian(mean, sigma)

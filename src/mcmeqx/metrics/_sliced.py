@@ -26,7 +26,7 @@ def sliced_wasserstein(
     Raises ValueError unless both sets have one shape, (n, size), and at least one
     direction is asked for.
     """
-    if a.ndim != 2 or a.shape != b.shape or directions < 1:
+    if a.ndim != 2 or a.shape != b.shape or not a.size or directions < 1:
         raise ValueError(
             "sliced_wasserstein compares equally many points of one size over at least "
             f"one direction, got {a.shape}, {b.shape} and directions={directions}"

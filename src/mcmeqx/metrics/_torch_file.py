@@ -11,12 +11,22 @@ import pickle
 from collections import OrderedDict
 from collections.abc import Mapping
 from io import BytesIO
+from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 _MAGIC = 0x1950A86A20F9469CFC6C
+_DAMAGE = (
+    EOFError,
+    IndexError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    RecursionError,
+    pickle.UnpicklingError,
+)
 _DTYPES = {"FloatStorage": np.dtype("<f4"), "LongStorage": np.dtype("<i8")}
 
 
@@ -87,7 +97,7 @@ def read_torch_file(path: Path, sha256: str | None = None) -> dict[str, np.ndarr
             if len(storages[key]) != count:
                 raise EOFError
         return {name: _array(t, storages[t.storage]) for name, t in tensors.items()}
-    except (EOFError, IndexError, KeyError, TypeError, pickle.UnpicklingError) as error:
+    except _DAMAGE as error:
         raise ValueError(
             f"{path} is truncated or is not a PyTorch file of the kind before 1.6"
         ) from error
@@ -95,7 +105,10 @@ def read_torch_file(path: Path, sha256: str | None = None) -> dict[str, np.ndarr
 
 def _array(tensor: _Tensor, storage: np.ndarray) -> np.ndarray:
     last = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.strides, strict=True))
-    if min(tensor.shape, default=1) < 1 or tensor.offset + last >= len(storage):
+    least = min((tensor.offset, *tensor.strides, *(n - 1 for n in tensor.shape)))
+    # Memory before and behind the storage is not the file's, and strides of zero make
+    # much of little.
+    if least < 0 or max(tensor.offset + last + 1, prod(tensor.shape)) > len(storage):
         raise EOFError
     view = np.lib.stride_tricks.as_strided(
         storage[tensor.offset :],

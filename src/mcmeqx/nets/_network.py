@@ -65,6 +65,19 @@ def noise_level_features(
 GUIDANCE_FEATURES = 32
 
 
+def check_sample(z: Array, config: Any) -> None:
+    """ValueError for an image of another size than the network's.
+
+    Convolutions would take it, with attention at sizes it was not meant for.
+    """
+    wanted = (config.channels, config.image_size, config.image_size)
+    if z.shape != wanted:
+        raise ValueError(
+            f"this network takes images of (channel, height, width) {wanted}, got "
+            f"{z.shape}"
+        )
+
+
 def check_config(config: Any, *counts: str) -> None:
     """ValueError, naming the field, for what no network of this library can be.
 

@@ -19,7 +19,7 @@ from mcmeqx._types import Label, Sample, Scalar, ScalarLike
 from mcmeqx.nets._attention import attend
 from mcmeqx.nets._blocks import ResNetBlock
 from mcmeqx.nets._layers import Conv, Dense, GroupNorm, Map, NewMap, Vector
-from mcmeqx.nets._network import AbstractNetwork, Embedding, check_config
+from mcmeqx.nets._network import AbstractNetwork, Embedding, check_config, check_sample
 from mcmeqx.nets._resample import pool, upsample
 
 
@@ -206,6 +206,7 @@ class UNet(AbstractNetwork):
         key: Key[Array, ""] | None = None,
     ) -> Sample:
         """The raw prediction for one image (channel, height, width)."""
+        check_sample(z, self.config)
         keys = (
             None if key is None else jax.random.fold_in(key, i)
             for i in itertools.count()

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Key
 
 from mcmeqx._types import Label, Sample, Scalar, ScalarLike
 from mcmeqx.nets._layers import Conv, Dense, GroupNorm, wide
-from mcmeqx.nets._network import AbstractNetwork, Embedding, check_config
+from mcmeqx.nets._network import AbstractNetwork, Embedding, check_config, check_sample
 from mcmeqx.nets._resample import fold, pool, unfold, upsample
 from mcmeqx.nets._uvit_stages import Blocks, ResNets, Stage, Transformers
 
@@ -144,6 +144,7 @@ class UViT(AbstractNetwork):
         key: Key[Array, ""] | None = None,
     ) -> Sample:
         """The raw prediction for one image (channel, height, width)."""
+        check_sample(z, self.config)
         count = 2 * len(self.down) + 1
         keys = [None] * count if key is None else list(jax.random.split(key, count))
         emb = self.embed(logsnr, label, guidance).astype(z.dtype)
