@@ -1,5 +1,6 @@
 """Attention against its formula, and where a GPU's own kernel stands in for it."""
 
+import contextlib
 from types import SimpleNamespace
 
 import jax
@@ -96,11 +97,21 @@ def test_the_kernel_is_for_queries_that_it_can_take(kernel, shape, dtype, takes)
     assert _attention._has_kernel(jnp.zeros(shape, dtype)) is takes
 
 
+def test_an_error_while_tracing_leaves_the_kernel_in_use(kernel):
+    queries = jnp.zeros((64, 2, 64), BFLOAT16)
+    assert _attention._has_kernel(queries)
+    with contextlib.suppress(KeyError), formula_alone():
+        assert not _attention._has_kernel(queries)
+        raise KeyError
+    assert _attention._has_kernel(queries)
+
+
 @pytest.mark.parametrize(
     ("platform", "version", "capability", "has"),
     [
         ("gpu", "PJRT C API cuda 13000", "9.0", True),
         ("gpu", "PJRT C API cuda 13000", "12.0", True),
+        ("gpu", "PJRT C API cuda 13000", "8.0", True),
         ("gpu", "PJRT C API cuda 13000", "7.5", False),
         ("gpu", "PJRT C API rocm 70000", "gfx90a", False),
         ("cpu", "cpu", None, False),

@@ -1,12 +1,17 @@
+import collections
+import functools
 import itertools
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jaxprs import equations
 
+from mcmeqx.nets import Stage, UNetConfig, UViTConfig, _blocks
 from mcmeqx.nets._dropout import dropout
+from mcmeqx.nets._network import network_shapes
 
 KEY = jax.random.key(0)
 SIZE = 2**20
@@ -95,3 +100,44 @@ def test_four_elements_share_one_hash():
         if equation.primitive.name == "threefry2x32"
     ]
     assert hashed == [1024]
+
+
+UVIT = UViTConfig(
+    8,
+    (
+        Stage("resnet", 8, 2, 0.1),
+        Stage("transformer", 16, 2, 0.2),
+        Stage("transformer", 16, 7, 0.3),
+    ),
+    embedding=8,
+    head_width=8,
+)
+UNET = UNetConfig(8, 8, (1, 2), 1, (4,), embedding=8, head_width=8, dropout=0.25)
+
+
+# Stages but the middle have their blocks twice; a U-Net has one a level on the way
+# down, two on the way up, two in the middle, and one at each change of resolution.
+@pytest.mark.parametrize(
+    ("config", "rates"), [(UVIT, {0.1: 4, 0.2: 4, 0.3: 7}), (UNET, {0.25: 10})]
+)
+def test_every_block_drops_at_its_stages_rate_by_a_key_of_its_own(
+    config, rates, monkeypatch
+):
+    noted, keys = collections.Counter(), []
+
+    def note(rate, data):
+        noted[rate] += 1
+        keys.append(tuple(data.tolist()))
+
+    def dropped(x, rate, key):
+        jax.debug.callback(functools.partial(note, rate), jax.random.key_data(key))
+        return x
+
+    monkeypatch.setattr(_blocks, "dropout", dropped)
+    network = network_shapes(config)
+    network = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), network)
+    z = jnp.zeros((3, 8, 8), jnp.float32)
+    eqx.filter_jit(network)(z, jnp.float32(0.0), key=KEY)
+    jax.effects_barrier()
+    assert dict(noted) == rates
+    assert len(set(keys)) == len(keys) == sum(rates.values())

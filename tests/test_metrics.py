@@ -13,6 +13,7 @@ from mcmeqx.metrics import (
     AbstractFeatureNetwork,
     EfficientNetLite0,
     Moments,
+    _efficientnet,
     _network,
     features,
     frechet_distance,
@@ -71,6 +72,12 @@ def test_frechet_closed_form_of_diagonal_gaussians():
     np.testing.assert_allclose(frechet_distance(a, b), expected, rtol=1e-12)
 
 
+def test_no_set_is_at_less_than_nothing_from_itself():
+    for n in range(2, 22):
+        own = Moments.of(RNG.normal(size=(n, 12)))
+        assert 0.0 <= frechet_distance(own, own) < 1e-6
+
+
 def test_frechet_of_fewer_rows_than_numbers_is_zero_only_against_itself():
     a = RNG.normal(size=(20, 50))
     assert frechet_distance(Moments.of(a), Moments.of(a)) < 1e-6
@@ -92,6 +99,11 @@ def test_bad_features_are_refused():
     rows[2, 1] = np.nan
     with pytest.raises(ValueError, match="row 2"):
         Moments.of(rows)
+    for shape in ((3,), (0, 3)):
+        with pytest.raises(ValueError, match=r"expected \(n >= 1, d\)"):
+            Moments.of(np.ones(shape))
+    with pytest.raises(ValueError, match="do not compare"):
+        Moments.of(np.ones((4, 3))).merge(Moments.of(np.ones((4, 1))))
     with pytest.raises(ValueError, match="two rows"):
         Moments.of(np.ones((1, 3))).covariance()
     with pytest.raises(ValueError, match="do not compare"):
@@ -105,6 +117,20 @@ def test_sliced_wasserstein_of_a_shift():
     found = sliced_wasserstein(a, a + shift, directions=20_000, key=jax.random.key(0))
     error = 25 * np.sqrt(4 / 45 / 20_000)
     assert abs(float(found) ** 2 - 25 / 3) < 5 * error
+
+
+def test_sliced_wasserstein_pairs_the_sorted():
+    # In one dimension, whatever the direction: (0, 1, 5) with (1, 2, 6).
+    a, b = (np.array(points)[:, None] for points in ([0.0, 1.0, 5.0], [6.0, 1.0, 2.0]))
+    found = sliced_wasserstein(a, b, directions=3, key=jax.random.key(0))
+    np.testing.assert_allclose(found, 1.0, rtol=1e-12)
+
+
+def test_points_that_do_not_compare_are_refused():
+    key = jax.random.key(0)
+    for a, directions in ((np.ones((0, 2)), 1), (np.ones((5, 2)), 0)):
+        with pytest.raises(ValueError, match=f"directions={directions}"):
+            sliced_wasserstein(a, a, directions=directions, key=key)
 
 
 @pytest.mark.parametrize("kernel", [3, 5])
@@ -134,7 +160,8 @@ def test_network_knows_photographs(network):
         assert int(np.argmax(row)) in classes
 
 
-def test_imagenets_crop_is_that_of_pillow():
+@pytest.mark.parametrize("upright", [False, True])
+def test_imagenets_crop_is_that_of_pillow(upright):
     pixels = skimage.data.chelsea()
     height, width = pixels.shape[:2]
     wide = round(256 * width / height)
@@ -145,10 +172,22 @@ def test_imagenets_crop_is_that_of_pillow():
     ]
     left = (wide - 224) // 2
     expected = np.stack([c.crop((left, 16, left + 224, 240)) for c in channels])
+    expected = np.clip(expected, 0, 255)
+    if upright:
+        pixels, expected = pixels.swapaxes(0, 1), expected.swapaxes(1, 2)
     found = (imagenet_crop(pixels) + 1) * 127.5
-    np.testing.assert_allclose(found, np.clip(expected, 0, 255), atol=0.5 + 1e-3)
-    with pytest.raises(ValueError, match="expected uint8"):
-        imagenet_crop(pixels[..., 0])
+    np.testing.assert_allclose(found, expected, atol=0.5 + 1e-3)
+
+
+def test_what_is_no_photograph_is_not_cropped():
+    for pixels in (
+        np.zeros((5, 5), np.uint8),
+        np.zeros((5, 5, 4), np.uint8),
+        np.zeros((0, 5, 3), np.uint8),
+        np.zeros((5, 5, 3), np.float32),
+    ):
+        with pytest.raises(ValueError, match="expected uint8"):
+            imagenet_crop(pixels)
 
 
 @pytest.mark.slow
@@ -175,8 +214,9 @@ def test_a_cut_network_gives_the_pooled_output_of_its_last_block(network):
     assert EfficientNetLite0.for_samples(5119).dims == 320
     assert EfficientNetLite0.for_samples(5120).dims == 1280
     for blocks in (0, 17):
-        with pytest.raises(ValueError, match=f"1 to 16, got {blocks}"):
-            EfficientNetLite0.load(blocks)
+        for cut in (EfficientNetLite0.load, network.cut):
+            with pytest.raises(ValueError, match=f"1 to 16, got {blocks}"):
+                cut(blocks)
     with pytest.raises(ValueError, match="block 5, 40-d is cut"):
         network.cut(5).logits(jnp.ones((1, 1280)))
 
@@ -191,10 +231,66 @@ def test_features_do_not_depend_on_the_batch_and_grey_is_three_channels(network)
     np.testing.assert_allclose(
         whole[4:], features(network, images[[4, 0]], batch_size=2)[:1], atol=1e-5
     )
-    with pytest.raises(ValueError, match="clip"):
-        features(network, images * 2)
+    for wrong in (images * 2, images - 2, images * np.float32(np.nan)):
+        with pytest.raises(ValueError, match="clip"):
+            features(network, wrong)
+    for few in (images[0], images[:0]):
+        with pytest.raises(ValueError, match=r"expected \(n, channel, height, width\)"):
+            features(network, few)
     with pytest.raises(ValueError, match="batch_size is 1 or more, got 0"):
         features(network, images, batch_size=0)
+
+
+@pytest.mark.parametrize("side", [32, 64])
+def test_the_first_layers_are_their_formula_on_what_imagenet_networks_are_shown(
+    network, side
+):
+    images = RNG.uniform(-1, 1, size=(2, 3, side, side)).astype(np.float32)
+    x = np.float64(images).transpose(0, 2, 3, 1)
+    if side < 64:
+        # Linear between the centres of pixels, and the last ones go on.
+        at = (np.arange(64) + 0.5) * side / 64 - 0.5
+        for axis in (1, 2):
+            x = np.apply_along_axis(
+                lambda line: np.interp(at, np.arange(side), line), axis, x
+            )
+    # The bytes less 127, over 128: the constants of TensorFlow's Lite models.
+    x = ((x + 1) * 127.5 - 127) / 128
+
+    def convolved(x, weight, stride, before, after):
+        k = len(weight)
+        x = np.pad(x, ((0, 0), (before, after), (before, after), (0, 0)))
+        n = (x.shape[1] - k) // stride + 1
+        parts = (
+            x[:, i : i + stride * n : stride, j : j + stride * n : stride]
+            @ np.float64(weight[i, j])
+            for i in range(k)
+            for j in range(k)
+        )
+        return sum(parts)
+
+    def relu6(x):
+        return np.clip(x, 0, 6)
+
+    # TensorFlow's SAME of an even side: nothing before, one after.
+    stem, block = network.stem, network.blocks[0]
+    x = relu6(convolved(x, stem.weight, 2, 0, 1) + np.float64(stem.bias))
+    deep = np.einsum("ijc,cd->ijcd", block.depth.weight, np.eye(x.shape[-1]))
+    x = relu6(convolved(x, deep, 1, 1, 1) + np.float64(block.depth.bias))
+    x = x @ np.float64(block.project.weight) + np.float64(block.project.bias)
+    found = features(network.cut(1), images)
+    np.testing.assert_allclose(found, x.mean((1, 2)), rtol=1e-4, atol=1e-4)
+
+
+def test_weights_with_another_bit_are_refused(network, tmp_path, monkeypatch):
+    path = _efficientnet.package_folder(_efficientnet._PACKAGE, "demo")
+    content = bytearray((path / _efficientnet._FILE).read_bytes())
+    content[-1] ^= 1
+    (tmp_path / "models").mkdir()
+    (tmp_path / _efficientnet._FILE).write_bytes(content)
+    monkeypatch.setattr(_efficientnet, "package_folder", lambda *_: tmp_path)
+    with pytest.raises(ValueError, match="it is another file, or a damaged one"):
+        EfficientNetLite0.load()
 
 
 class _Means(AbstractFeatureNetwork):
@@ -266,8 +362,17 @@ def test_hostile_truncated_and_foreign_files_are_refused(tmp_path):
         path.write_bytes(whole[:cut])
         with pytest.raises(ValueError, match=r"truncated|not a PyTorch"):
             read_torch_file(path)
-    write_torch_file(path, {"a": tensor(7, (2, 3), (3, 1))}, range(8))
-    with pytest.raises(ValueError, match="truncated"):
-        read_torch_file(path)
+    outside = [tensor(7, (2, 3), (3, 1)), tensor(0, (2,), (-3,))]
+    outside += [tensor(0, (2, 2), (3000, -3000)), tensor(-3, (9,), (1,))]
+    # Nor numbers without end, all of them one.
+    outside.append(tensor(0, (10**12,), (0,)))
+    for wrong in ({"a": each} for each in outside):
+        write_torch_file(path, wrong, range(8))
+        with pytest.raises(ValueError, match="truncated"):
+            read_torch_file(path)
+    for wrong in ({"epoch": 3, "a": tensor(0, (2,), (1,))}, [1]):
+        write_torch_file(path, wrong, range(8))
+        with pytest.raises(ValueError, match="is not a PyTorch file"):
+            read_torch_file(path)
     with pytest.raises(ValueError, match="sha256"):
         read_torch_file(path, "0" * 64)

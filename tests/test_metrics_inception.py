@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.interpolate
+from jaxprs import equations
 from torch_file import write_arrays
 
 from mcmeqx.metrics import Inception, features
@@ -30,6 +31,9 @@ def test_features_and_logits_are_those_of_pytorch_fid(tmp_path):
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     network = Inception.load(path, "pytorch-fid", sha256=digest)
     assert (network.dims, network.classes) == (2048, 1008)
+    assert digest[:16] in network.name
+    assert network.prepare is as_pytorch_fid
+    assert Inception.load(path, "tensorflow", sha256=digest).prepare is as_tensorflow
     found = features(network, 2 * inception_reference.images() - 1, batch_size=2)
     np.testing.assert_allclose(found, expected["features"], atol=1e-4)
     logits = network.logits(jnp.asarray(expected["features"]))
@@ -99,3 +103,7 @@ def test_the_network_is_traced_with_shapes_alone():
     grey = jax.ShapeDtypeStruct((3, 1, 32, 32), jnp.float32)
     out = jax.eval_shape(network, grey)
     assert (out.shape, out.dtype) == ((3, 2048), jnp.float32)
+    # No device may round the inputs of a product; `features` sees to the others.
+    program = jax.make_jaxpr(network.logits)(jnp.zeros((1, 2048), jnp.float32))
+    (product,) = [e for e in equations(program.jaxpr) if "dot" in e.primitive.name]
+    assert product.params["precision"] == (jax.lax.Precision.HIGHEST,) * 2

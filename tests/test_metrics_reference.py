@@ -108,6 +108,9 @@ def test_statistics_of_another_network_are_refused(tmp_path):
         read_reference(narrow).check(_Network())
 
 
+OWN = '{"name": "n", "sha256": "0", "network": null, "resize": null, "count": 1}'
+
+
 class _Evil:
     def __reduce__(self):
         return eval, ("open('ran', 'w')",)
@@ -120,10 +123,16 @@ class _Evil:
         ({"mu": MU, "sigma": SIGMA[:2]}, "do not fit"),
         ({"mu": MU, "sigma": np.full((6, 6), np.nan)}, "not finite"),
         ({"mu": MU, "sigma": np.triu(SIGMA)}, "not symmetric"),
+        ({"mu": np.full(6, np.nan), "sigma": SIGMA}, "not finite"),
+        ({"mu": MU, "sigma": -SIGMA}, "variances below 0"),
+        ({"mu": MU, "sigma": np.triu(SIGMA), "about": np.array(OWN)}, "not symmetric"),
         ({"mu": np.zeros(6, int), "sigma": SIGMA}, "int64"),
+        ({"mu": np.zeros(0), "sigma": np.zeros((0, 0))}, r"npz: mu is .*\(0,\)"),
+        ({"mu": np.zeros(2**14 + 1), "sigma": SIGMA}, r"mu is .*\(16385,\)"),
         ({"mu": MU, "sigma": SIGMA, "about": np.array('{"a": 1}')}, "not describe"),
         ({"mu": MU, "sigma": SIGMA, "about": np.array("no")}, "not describe"),
         ({"mu": MU, "sigma": SIGMA, "about": np.array("3")}, "not describe"),
+        ({"mu": MU, "sigma": SIGMA, "about": np.array("[" * 5000)}, "not describe"),
         ({"mu": MU, "sigma": SIGMA, "about": np.array('{"shape": 3}')}, "not describe"),
     ],
 )

@@ -71,6 +71,35 @@ def test_kernel_distance_has_no_bias_and_its_error_is_that_of_repeats(size):
     assert 0.7 < np.sqrt(np.mean([f.error**2 for f in found])) / spread < 1.4
 
 
+def test_kernel_distance_of_large_float32_features_keeps_its_digits():
+    # Sums of a million kernels of some 10^8 each, of which hundreds are left.
+    a, b = (RNG.normal(20.0, 1.0, (60, 2048)).astype(np.float32) for _ in range(2))
+    found = kernel_distance(a, b, subsets=1).value
+    longer = [np.asarray(rows, np.longdouble) for rows in (a, b)]
+
+    def kernel(x, y):
+        return (x @ y.T / 2048 + 1) ** 3
+
+    within = [kernel(x, x) for x in longer]
+    own = sum(k.sum() - np.trace(k) for k in within) / (60 * 59)
+    expected = float(own - 2 * kernel(*longer).mean())
+    assert abs(expected) > 1
+    np.testing.assert_allclose(found, expected, rtol=1e-8)
+
+
+def test_published_settings_are_the_defaults():
+    # Binkowski et al. 2018: subsets of a thousand, a hundred of them; Naeem et al.
+    # 2020: five neighbours of density and coverage.
+    a, b = RNG.normal(size=(2, 1100, 3))
+    assert kernel_distance(a, b) == kernel_distance(a, b, subsets=100, size=1000)
+    assert kernel_distance(a, b) != kernel_distance(a, b, subsets=100, size=999)
+    expected = prdc.compute_prdc(REAL, FAKE, nearest_k=5)
+    found = density_coverage(REAL, FAKE)
+    np.testing.assert_allclose(
+        found, (expected["density"], expected["coverage"]), rtol=1e-12
+    )
+
+
 def test_subsets_of_a_whole_set_tell_no_error():
     assert np.isnan(kernel_distance(REAL, FAKE, subsets=9, size=70).error)
     assert kernel_distance(REAL, FAKE, subsets=9, size=69).error > 0
@@ -90,6 +119,9 @@ def test_inception_score_is_the_formula_of_probabilities():
 def test_inception_score_of_sure_and_of_undecided_networks():
     sure = inception_score(np.tile(2000.0 * np.eye(7), (3, 1)), parts=3)
     np.testing.assert_allclose(sure, (7.0, 0.0), atol=1e-12)
+    # A class that nobody is of, with a share that float64 has as 0.
+    never = np.column_stack([np.tile(2000.0 * np.eye(7), (3, 1)), np.full(21, -2000.0)])
+    np.testing.assert_allclose(inception_score(never, parts=3), (7.0, 0.0), atol=1e-12)
     np.testing.assert_allclose(inception_score(np.zeros((8, 7)), parts=2), (1.0, 0.0))
 
 
@@ -101,6 +133,13 @@ def test_neighbours_agree_with_prdc_whatever_the_block(k, monkeypatch):
         both = (*precision_recall(REAL, FAKE, k=k), *density_coverage(REAL, FAKE, k=k))
         wanted = (expected[n] for n in ("precision", "recall", "density", "coverage"))
         np.testing.assert_allclose(both, tuple(wanted), rtol=1e-12)
+
+
+def test_neighbours_do_not_depend_on_where_the_features_lie():
+    real, fake = (rows.astype(np.float64) for rows in (REAL, FAKE))
+    for metric in (precision_recall, density_coverage):
+        moved = metric(real + 1e8, fake + 1e8)
+        np.testing.assert_allclose(moved, metric(real, fake), atol=0.02)
 
 
 def test_neighbours_agree_with_counting():
@@ -129,18 +168,23 @@ def test_sets_that_do_not_compare_are_refused():
         kernel_distance(REAL, FAKE[:, :3])
     with pytest.raises(ValueError, match="two rows"):
         kernel_distance(REAL, FAKE[:1])
+    with pytest.raises(ValueError, match="subsets=0"):
+        kernel_distance(REAL, FAKE, subsets=0)
     with pytest.raises(ValueError, match="do not compare"):
         density_coverage(REAL, FAKE[:, :3])
     with pytest.raises(ValueError, match="less than both 90 and 3, got 3"):
         precision_recall(REAL, FAKE[:3])
     for metric in (precision_recall, density_coverage):
+        with pytest.raises(ValueError, match=r"k is 1 or more .*, got 0"):
+            metric(REAL, FAKE, k=0)
         for broken in (np.nan, np.inf):
             rows = np.where(np.arange(len(REAL))[:, None] == 7, broken, REAL)
             with pytest.raises(ValueError, match="features are not finite"):
                 metric(rows, FAKE)
             with pytest.raises(ValueError, match="features are not finite"):
                 metric(REAL, rows)
-    with pytest.raises(ValueError, match="split into 10"):
-        inception_score(np.zeros((9, 3)))
+    for parts in (10, 0):
+        with pytest.raises(ValueError, match=f"split into {parts}"):
+            inception_score(np.zeros((9, 3)), parts=parts)
     with pytest.raises(ValueError, match="not finite"):
         inception_score(np.full((9, 3), np.nan), parts=1)

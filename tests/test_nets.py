@@ -26,6 +26,7 @@ from mcmeqx.nets import (
     UNetConfig,
     UViTConfig,
     count_parameters,
+    demo64,
     imagenet64_large,
     imagenet64_small,
     imagenet128_large,
@@ -33,8 +34,9 @@ from mcmeqx.nets import (
     noise_level_features,
     unet32,
 )
+from mcmeqx.nets._blocks import ResNetBlock, TransformerBlock
 from mcmeqx.nets._layers import GroupNorm
-from mcmeqx.nets._network import Embedding, network_shapes
+from mcmeqx.nets._network import Embedding, guidance_features, network_shapes
 
 KEY = jax.random.key(0)
 STAGES = (Stage("resnet", 8, 1, 0.3), Stage("transformer", 16, 2, 0.3))
@@ -209,6 +211,34 @@ def test_parameter_counts_are_those_of_the_paper(config, stated):
     assert count_parameters(config) == pytest.approx(stated, rel=0.01)
 
 
+# Heek et al. 2024, app. A.2: kind, width, depth and dropout of each stage.
+PAPERS = {
+    imagenet64_small: "r 256 3 0; t 512 3 0; t 1024 16 0.2",
+    imagenet64_large: "r 512 3 0; t 1024 3 0.1; t 2048 16 0.1",
+    imagenet128_small: "r 128 3 0; r 256 3 0; t 512 3 0; t 1024 16 0.1",
+    imagenet128_large: "r 256 3 0; r 512 3 0.1; t 1024 3 0.1; t 2048 16 0.1",
+}
+
+
+@pytest.mark.parametrize("config", PAPERS, ids=["64s", "64l", "128s", "128l"])
+def test_presets_have_the_stages_of_the_paper(config):
+    stages = [f"{s.kind[0]} {s.width} {s.depth} {s.dropout:g}" for s in config.stages]
+    assert "; ".join(stages) == PAPERS[config]
+    assert (config.group_width, config.patch, config.embedding) == (1, 1, 1024)
+
+
+def test_the_demo_has_groups_of_four_and_the_small_networks_their_defaults():
+    stages = [(s.kind[0], s.width, s.depth) for s in demo64.stages]
+    assert stages == [("r", 16, 1), ("r", 32, 1), ("r", 64, 1), ("t", 128, 4)]
+    assert demo64.group_width == 4
+    # Heads of 64, as the networks that have kernels for them like it.
+    for config in (UViTConfig(8, (Stage("transformer", 128, 1),)), unet32):
+        assert config.head_width == 64
+    # A first layer, three of 256 with their FiLM, a last; the noise level's besides.
+    layers = 3 * 256 + 3 * ((64 + 1) * 2 * 256 + (256 + 1) * 256) + (256 + 1) * 2
+    assert count_parameters(MLPConfig(2)) == layers + (64 + 1) * 64
+
+
 def test_the_unet_has_the_parameters_that_its_levels_add_up_to():
     def block(n_in, n_out):
         film = (256 + 1) * 2 * n_out
@@ -371,9 +401,17 @@ def test_every_norm_of_a_map_takes_the_width_of_groups_from_the_config():
     [
         (lambda: MLPConfig(0), "size"),
         (lambda: MLPConfig(2, depth=0), "depth"),
+        (lambda: MLPConfig(2, width=0), "width"),
         (lambda: MLPConfig(2, embedding=7), "7"),
+        (lambda: MLPConfig(2, embedding=2), "at least 4, got 2"),
         (lambda: MLPConfig(2, classes=0), "classes"),
         (lambda: UViTConfig(8, ()), "stages"),
+        (lambda: UViTConfig(0, STAGES), "image_size is at least 1, got 0"),
+        (lambda: UViTConfig(8, STAGES, head_width=8, patch=0), "patch"),
+        (
+            lambda: UViTConfig(8, STAGES, head_width=8, patch=3),
+            "multiple of 6: patch 3",
+        ),
         (lambda: UViTConfig(8, STAGES, channels=0), "channels"),
         (lambda: UViTConfig(8, STAGES, classes=0), "classes"),
         (lambda: UViTConfig(8, STAGES, embedding=7), "embedding"),
@@ -383,17 +421,111 @@ def test_every_norm_of_a_map_takes_the_width_of_groups_from_the_config():
         (lambda: UViTConfig(9, STAGES, head_width=8), "9"),
         (lambda: UViTConfig(8, STAGES, head_width=7), "head_width 7"),
         (lambda: UViTConfig(8, (Stage("resnet", 8, 0),)), "depth"),
+        (lambda: UViTConfig(8, (Stage("resnet", 0, 1),)), "width >= 1"),
         (lambda: UViTConfig(8, (Stage("resnet", 8, 1, 1.0),)), "dropout"),
+        (lambda: UViTConfig(8, (Stage("resnet", 8, 1, -0.1),)), "dropout"),
         (lambda: UNetConfig(8, 0), "width"),
         (lambda: UNetConfig(32, multipliers=()), "multipliers"),
+        (lambda: UNetConfig(32, multipliers=(1, 0)), r"multipliers .*\(1, 0\)"),
+        (lambda: UNetConfig(0), "image_size is at least 1, got 0"),
+        (lambda: UNetConfig(32, depth=0), "depth"),
+        (lambda: UNetConfig(32, channels=0), "channels"),
+        (lambda: UNetConfig(32, head_width=0), "head_width"),
         (lambda: UNetConfig(32, dropout=1.0), "dropout"),
+        (lambda: UNetConfig(32, dropout=-0.1), "dropout"),
         (lambda: UNetConfig(32, classes=0), "classes"),
         (lambda: UNetConfig(30), "30"),
         (lambda: UNetConfig(32, attention=(4,)), r"attention .* \[32, 16, 8\]"),
         (lambda: UNetConfig(32, head_width=48), "head_width 48"),
+        # The last level has attention whether it is asked for or not.
+        (lambda: UNetConfig(32, attention=(), head_width=48), "head_width 48"),
         (lambda: noise_level_features(jnp.float32(0.0), 5), "5"),
+        (lambda: noise_level_features(jnp.float32(0.0), 2), "at least 4, got 2"),
     ],
 )
 def test_a_network_that_cannot_be_names_the_value(build, message):
     with pytest.raises(ValueError, match=message):
         build()
+
+
+@pytest.mark.parametrize("level", [10.1, 100.1, 1000.3])
+def test_a_map_of_one_value_is_normalised_to_something_finite(level):
+    # The mean square may lie below the squared mean, by its rounding.
+    out = GroupNorm(32)(jnp.full((8, 8, 32), level, jnp.float32))
+    assert np.isfinite(out).all()
+
+
+@pytest.mark.parametrize(
+    ("config", "shape"),
+    [
+        (UViTConfig(8, STAGES[1:], embedding=8, head_width=8), (3, 1, 1)),
+        (UViTConfig(8, STAGES, embedding=8, head_width=8), (3, 16, 16)),
+        (UNetConfig(8, 8, (1, 2), 1, (4,), embedding=8, head_width=8), (3, 8, 4)),
+        (UNetConfig(8, 8, (1, 2), 1, (4,), embedding=8, head_width=8), (1, 8, 8)),
+    ],
+)
+def test_an_image_of_another_size_is_refused(config, shape):
+    network = network_shapes(config)
+    z = jax.ShapeDtypeStruct(shape, jnp.float32)
+    with pytest.raises(ValueError, match=r"images of .* \(3, 8, 8\), got"):
+        eqx.filter_eval_shape(network, z, jax.ShapeDtypeStruct((), jnp.float32))
+
+
+def test_guidance_is_told_by_multiples_of_a_quarter_turn_at_one():
+    # g / (1 + g) is a half at 1, and the first multiple of that a quarter of pi.
+    multiples = np.pi / 4 * np.arange(1, 17)
+    expected = np.concatenate([np.sin(multiples), np.cos(multiples)])
+    np.testing.assert_allclose(guidance_features(1.0), expected, atol=1e-5)
+    far = np.pi / 2 * 0.75 * np.arange(1, 17)
+    expected = np.concatenate([np.sin(far), np.cos(far)])
+    np.testing.assert_allclose(guidance_features(3.0), expected, atol=1e-5)
+
+
+def deviations(layer) -> float:
+    """Of the weights, in units of 1 / sqrt(inputs)."""
+    weight = np.asarray(layer.weight, np.float64)
+    return weight.std() * np.sqrt(weight.size / weight.shape[-1])
+
+
+def test_weights_begin_at_the_size_that_keeps_maps_near_one():
+    keys = jax.random.split(KEY, 6)
+    block = ResNetBlock(96, 160, 128, 0.0, key=keys[0])
+    trunk = TransformerBlock(128, 96, 0.0, 64, key=keys[1])
+    uvit = UViTConfig(16, (Stage("resnet", 64, 1), Stage("transformer", 128, 1)))
+    uvit = uvit.build(key=keys[2])
+    mlp = MLPConfig(64, width=128, depth=2).build(key=keys[3])
+    classes = Embedding(MLPConfig(1, classes=200, embedding=64), key=keys[4]).classes
+    ones = [block.conv_in, block.project, trunk.mlp_in, trunk.qkv, uvit.stem]
+    ones += [*uvit.narrow_to_wide, *uvit.wide_to_narrow, mlp.first, *mlp.films]
+    ones += mlp.layers
+    for size, layers in {1.0: ones, 0.1: [block.film, trunk.film]}.items():
+        for layer in layers:
+            # The deviation of n draws is off by 1 / sqrt(2 n).
+            error = 5 * size / np.sqrt(2 * layer.weight.size)
+            assert abs(deviations(layer) - size) < error
+    for layer in (block.conv_out, trunk.mlp_out, trunk.out, uvit.head, mlp.last):
+        assert not np.asarray(layer.weight).any()
+    for draws, size in ((uvit.position, 0.02), (classes, 0.5)):
+        assert abs(float(jnp.std(draws)) - size) < 5 * size / np.sqrt(2 * draws.size)
+
+
+def test_no_two_layers_begin_alike():
+    stages = (Stage("resnet", 8, 2), Stage("transformer", 16, 2))
+    networks = [
+        UViTConfig(8, stages, embedding=8, head_width=8),
+        UNetConfig(8, 8, (1, 1), 2, embedding=8, head_width=8, attention=(8, 4)),
+        MLPConfig(4, width=4, depth=3, embedding=8),
+    ]
+    for config in networks:
+        network = eqx.filter_jit(config.build)(key=KEY)
+        # Of stacked blocks, each one's.
+        rows = [
+            np.asarray(part).ravel().tolist()
+            for path, leaf in jax.tree.leaves_with_path(
+                eqx.filter(network, eqx.is_array)
+            )
+            for part in (leaf if "middle" in str(path) and leaf.ndim == 3 else [leaf])
+        ]
+        drawn = [tuple(row[:4]) for row in rows if len(set(row)) > 2]
+        assert len(drawn) > 5
+        assert len(set(drawn)) == len(drawn)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax._src.cudnn import fused_attention_stablehlo as cudnn
 from jaxprs import equations
 
 from mcmeqx.nets import Stage, UViTConfig, _uvit_stages
@@ -141,6 +142,20 @@ def test_a_rematerialised_trunk_hands_little_to_the_backward_pass(all_of_the_tru
     rematerialised = handed(with_remat(TRUNK))
     assert 24 * rematerialised < all_of_the_trunk(handed)
     assert 6 * rematerialised < handed(TRUNK)
+
+
+def test_few_rematerialised_blocks_are_not_unrolled():
+    # Unrolled, the compiler for CPUs computes nothing again, and the memory is back.
+    few = dataclasses.replace(TRUNK, stages=(Stage("transformer", 64, 4, 0.1),))
+    loss, arguments = loss_and_arguments(with_remat(few))
+    jaxpr = jax.make_jaxpr(loss)(*arguments).jaxpr
+    (scan,) = [e for e in equations(jaxpr) if e.primitive.name == "scan"]
+    assert (scan.params["length"], scan.params["unroll"]) == (4, 1)
+
+
+def test_a_kernels_attention_is_kept_for_the_backward_pass():
+    # What JAX binds for cuDNN, by JAX's own name.
+    assert _uvit_stages._is_kept(cudnn._dot_product_attention_fwd_p_wrapper)
 
 
 def test_rematerialised_convolutions_hand_little_to_the_backward_pass():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import scipy.special
 
-from mcmeqx.nets import Stage, UNetConfig, UViTConfig
+from mcmeqx.nets import MLPConfig, Stage, UNetConfig, UViTConfig
 
 RNG = np.random.default_rng(0)
 
@@ -63,12 +63,16 @@ def grow(x):
     return np.kron(x, np.ones((2, 2, 1)))
 
 
-def embedding(embed, logsnr, label):
+def embedding(embed, logsnr, label, guidance=None):
     width = embed.project.weight.shape[1]
     u = np.arctan(np.exp(-logsnr / 2)) / (np.pi / 2)
     phases = u * np.geomspace(np.pi / 2, 1000, width // 2)
     features = np.concatenate([np.sin(phases), np.cos(phases)])
     h = np.float64(embed.project.weight) @ features + np.float64(embed.project.bias)
+    if guidance is not None:
+        phases = np.pi / 2 * guidance / (1 + guidance) * np.arange(1, 17)
+        features = np.concatenate([np.sin(phases), np.cos(phases)])
+        h = h + np.float64(embed.guidance) @ features
     return silu(h + np.float64(embed.classes[label]))
 
 
@@ -204,8 +208,21 @@ UNET = UNetConfig(
 )
 
 
+MLP = MLPConfig(5, width=12, depth=2, classes=3, embedding=12, guidance_input=True)
+
+
+def mlp(network, z, logsnr, label, guidance):
+    emb = embedding(network.embed, logsnr, label, guidance)
+    h = dense(network.first, z)
+    for to_film, layer in zip(network.films, network.layers, strict=True):
+        h = h + dense(layer, silu(film(to_film, h, emb)))
+    return dense(network.last, silu(h))
+
+
 @pytest.mark.parametrize(
-    ("config", "formula"), [(UVIT, uvit), (UNET, unet)], ids=["UViT", "UNet"]
+    ("config", "formula"),
+    [(UVIT, uvit), (UNET, unet), (MLP, mlp)],
+    ids=["UViT", "UNet", "MLP"],
 )
 def test_a_network_is_its_formula(config, formula):
     network = eqx.filter_jit(config.build)(key=jax.random.key(0))
@@ -218,11 +235,12 @@ def test_a_network_is_its_formula(config, formula):
 
     arrays, static = eqx.partition(network, eqx.is_array)
     network = eqx.combine(jax.tree.map(fresh, arrays), static)
-    side = config.image_size
-    z = RNG.normal(size=(config.channels, side, side))
-    for logsnr, label in ((-3.0, 0), (1.5, 2)):
+    shape = (5,) if config is MLP else (config.channels, *[config.image_size] * 2)
+    z = RNG.normal(size=shape)
+    for logsnr, label, guidance in ((-3.0, 0, 0.5), (1.5, 2, 2.0)):
+        scale = {"guidance": guidance} if config is MLP else {}
         inputs = (jnp.float32(z), jnp.float32(logsnr), jnp.int32(label))
-        found = eqx.filter_jit(network)(*inputs)
-        expected = formula(network, z, logsnr, label)
+        found = eqx.filter_jit(network)(*inputs, **scale)
+        expected = formula(network, z, logsnr, label, **scale)
         assert 0.1 < expected.std() < 100
         np.testing.assert_allclose(found, expected, atol=1e-3 * expected.std())

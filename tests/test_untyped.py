@@ -41,8 +41,9 @@ segments, teacher = mc.Segments(8), mc.DistillationTeacher(model)
 for wrong in ((model, segments), (teacher, 8)):
     kinds = f"got a {type(wrong[0]).__name__} and a {type(wrong[1]).__name__}"
     refused(lambda: mc.MultistepConsistencyLoss(*wrong), kinds)
-sliced = lambda x: mc.metrics.sliced_wasserstein(x, x, key=key)
-refused(lambda: sliced(np.ones((5, 2, 2))), "points of one size")
+sliced = lambda x, y: mc.metrics.sliced_wasserstein(x, y, key=key)
+for shape, other in (((5, 2, 2), (5, 2, 2)), ((5, 2), (1, 2)), ((5, 2), (5, 1))):
+    refused(lambda: sliced(np.ones(shape), np.ones(other)), "points of one size")
 learner = mc.Learner(mc.DiffusionLoss(), optax.sgd(1e-3))
 state = learner.init(model, key=key)
 trained = lambda: mc.fit(learner, state, [np.ones((8, 2), np.float32)], steps=1)
