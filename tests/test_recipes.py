@@ -29,6 +29,7 @@ from mcmeqx.nets import AbstractNetwork, Stage, UViTConfig
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "recipes"))
 
+import _compare
 import _given
 import _pictures
 import _rows
@@ -908,3 +909,50 @@ def meanings_of(config: type, prefix: str = "") -> dict[str, str]:
     for base in config.__bases__:
         found |= meanings_of(base, prefix) if dataclasses.is_dataclass(base) else {}
     return found
+
+
+def test_rows_of_an_interpolation_are_of_one_class_each(few_images):
+    pairs = interpolate.pairs(few_images, rows=3, seed=0)
+    labels = few_images.labels[pairs]
+    assert (labels[:, 0] == labels[:, 1]).all()
+    assert len(set(labels[:, 0])) == 3
+    assert (pairs[:, 0] != pairs[:, 1]).all()
+
+
+def test_the_floor_is_of_images_that_the_reference_has_not(few_images, monkeypatch):
+    held, reference = [], []
+    take = mc.data.Images.take
+
+    def taken(self, rows):
+        held.append(list(rows))
+        return take(self, rows)
+
+    def moments(network, images, rows):
+        reference.extend(rows)
+        raise SystemExit
+
+    monkeypatch.setattr(mc.data.Images, "take", taken)
+    monkeypatch.setattr(_compare, "data_moments", moments)
+    options = {"training_seed": 0, "guidance": None, "samples": 9, "seed": 0}
+    with pytest.raises(SystemExit):
+        _compare.compare([], Path("run"), few_images, None, **options)
+    (held,) = held
+    assert len(held) == 9
+    assert sorted([*held, *reference]) == list(range(len(few_images)))
+
+
+def test_each_row_of_samples_is_of_the_model_that_it_names(monkeypatch):
+    monkeypatch.setattr(mc, "emoji_teacher", lambda: "teacher")
+    monkeypatch.setattr(mc, "emoji_student", lambda: "student")
+    drawn = {}
+
+    def from_one_noise(models, noise, labels, *, seed):
+        drawn.update(models)
+        raise SystemExit
+
+    monkeypatch.setattr(samples, "from_one_noise", from_one_noise)
+    with pytest.raises(SystemExit):
+        samples.main(samples.Config(columns=2))
+    assert len(drawn) == 3
+    for name, (model, steps) in drawn.items():
+        assert name == f"{model}, {steps} steps"

@@ -21,6 +21,7 @@ from mcmeqx.nets import AbstractNetwork, MLPConfig
 sys.path.insert(0, str(Path(__file__).parents[1] / "recipes"))
 
 import _capsule
+import _grids
 import _runs
 import _training
 from _options import Evaluation
@@ -226,3 +227,25 @@ def test_a_run_is_of_what_it_was_made_of_then_as_now(tmp_path):
     _runs.claim(tmp_path, "r", Evaluation(), data_sha256="1")
     with pytest.raises(ValueError, match="data_sha256"):
         _runs.claim(tmp_path, "r", Evaluation())
+
+
+def test_pictures_are_of_the_average(tmp_path, monkeypatch):
+    asked = []
+
+    def generate(model, *_, **__):
+        asked.append(float(model.network.a))
+        return jnp.zeros((16, 3, 4, 4), jnp.float32)
+
+    monkeypatch.setattr(mc, "generate", generate)
+    monkeypatch.setattr(_grids, "draw", lambda *_: None)
+    monkeypatch.setattr(_grids, "_ROWS", 16)
+    learner = plan().learner(mc.DiffusionLoss())
+    state = learner.init(model(), key=KEY)
+    average = mc.Denoiser(Gain(jnp.float32(0.5)), mc.Cosine())
+    state = dataclasses.replace(state, ema=average)
+    mesh = mc.make_mesh()
+    grid = mc.uniform_grid(1)
+    pictures = _grids.Grids(tmp_path, images(), grid, None, every=2, mesh=mesh)
+    for step in range(1, 5):
+        pictures(step, state, {})
+    assert asked == [0.5, 0.5]

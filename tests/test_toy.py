@@ -3,15 +3,19 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import integrate
 
+import mcmeqx as mc
 from mcmeqx import Cosine, Denoiser, x_prediction
 
 sys.path.append(str(Path(__file__).parents[1] / "recipes"))
 
+import toy
 from _toy_data import pair, ring
 from toy import Config, main
 
@@ -110,3 +114,18 @@ def test_recipe_refuses_a_folder_of_something_else(tmp_path):
     (tmp_path / "precious.txt").write_text("mine")
     with pytest.raises(ValueError, match=r"no config\.json"):
         main(tiny(tmp_path))
+
+
+def test_what_is_kept_is_the_average(tmp_path, monkeypatch, as_users_run):
+    config, mixture = tiny(tmp_path), pair(0.1)
+    path = tmp_path / "pair-1.eqx"
+    kept = jax.tree.map(lambda a: a + 1, toy.build(config, mixture, 1)[0].network)
+
+    def fit(learner, state, batches, *, steps, callbacks):
+        callbacks[-1](steps, state, {})
+        average = eqx.tree_at(lambda m: m.network, state.ema, kept)
+        return replace(state, ema=average)
+
+    monkeypatch.setattr(mc, "fit", fit)
+    model, _ = toy.train(config, mixture, 1, path)
+    assert eqx.tree_equal(model.network, kept)
