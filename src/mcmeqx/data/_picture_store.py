@@ -25,10 +25,7 @@ class AbstractStore(abc.ABC):
 
     @abc.abstractmethod
     def stamp(self, names: Iterable[str]) -> str:
-        """A text that changes where one of the files `names` is written anew.
-
-        And where another is one of them.
-        """
+        """A text that changes where a file is added to `names`, removed or rewritten."""
 
 
 class Folder(AbstractStore):
