@@ -23,11 +23,21 @@ def _bytes(result: str) -> int:
     )
 
 
+def _branches(line: str) -> list[str]:
+    """The computations that a conditional chooses from."""
+    several = re.search(r"branch_computations=\{(.*?)\}", line)
+    named = (
+        several[1] if several else " ".join(re.findall(r"\w+_computation=(\S+)", line))
+    )
+    return re.findall(r"[\w.\-]+", named)
+
+
 def collected(text: str) -> Counter[str]:
     """Bytes that collectives return on each device in one run, by kind.
 
     `text` is that of an optimised program. Loops count as often as they run: by what
     XLA notes of it, else, as for TPUs, by the bound in their condition; without, once.
+    Of branches all count.
     """
     lines: dict[str, list[str]] = {}
     entry = name = ""
@@ -61,6 +71,9 @@ def collected(text: str) -> Counter[str]:
                     total[found[2]] += size
             elif loop := _LOOP.search(line):
                 walk(loop[2], times * runs(line, loop[1]))
+            elif " conditional(" in line:
+                for branch in _branches(line):
+                    walk(branch, times)
             else:
                 for called in _CALLED.findall(line):
                     walk(called, times, fused=True)

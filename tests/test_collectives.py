@@ -123,3 +123,51 @@ def test_split_weights_are_sent_between_devices_and_activations_never(name, accu
     assert set(few) <= {"all-gather", "all-reduce", "reduce-scatter"}
     assert sum(few.values()) > 0
     assert sent(32 * accumulate) == few
+
+
+NESTED = """
+%inner (p: s32[]) -> s32[] {
+  %a = f32[4]{0} all-reduce(%x), channel_id=1
+}
+%part (p: s32[]) -> s32[] {
+  %c = bf16[3]{0} all-gather(%x), channel_id=2
+}
+%end (p: s32[]) -> pred[] {
+  %k = s32[] constant(1)
+}
+%outer (p: s32[]) -> s32[] {
+  %w = s32[] while(%p), condition=%end, body=%inner, TRIPS5
+  %f = bf16[3] fusion(%p), kind=kCustom, calls=%part
+}
+ENTRY %main (p: s32[]) -> s32[] {
+  %w = s32[] while(%p), condition=%end, body=%outer, TRIPS7
+}
+"""
+
+
+def test_loops_within_loops_multiply():
+    text = NESTED
+    for count in ("5", "7"):
+        known = 'backend_config={"known_trip_count":{"n":"' + count + '"}}'
+        text = text.replace(f"TRIPS{count}", known)
+    # Four numbers of four bytes, and three of two.
+    assert collected(text) == {"all-reduce": 5 * 7 * 16, "all-gather": 7 * 6}
+
+
+def test_collectives_in_a_branch_count():
+    mesh, split = mc.make_mesh(4), PartitionSpec("data")
+
+    def summed(x, k):
+        return jax.lax.cond(
+            k > 0, lambda x: jax.lax.psum(x, "data"), lambda x: 2.0 * x, x
+        )
+
+    function = jax.shard_map(
+        summed,
+        mesh=mesh,
+        in_specs=(split, PartitionSpec()),
+        out_specs=split,
+        check_vma=False,
+    )
+    program = jax.jit(function).lower(jnp.zeros((12, 7)), jnp.int32(1)).compile()
+    assert collected(program.as_text()) == {"all-reduce": 3 * 7 * 4}

@@ -120,3 +120,5 @@ def test_a_step_of_the_small_preset_compiles_ahead_and_each_device_has_its_share
     assert int(row["state_and_teacher_bytes"]) == pytest.approx(total, rel=1e-6)
     assert int(row["arguments_bytes_a_device"]) == pytest.approx(total / 8, rel=0.01)
     assert int(row["temporary_bytes_a_device"]) < 16e9
+    # Weights are gathered for student, target and teacher, whose bytes are bfloat16's.
+    assert int(row["collected_bytes_a_device"]) > 3 * 2 * int(row["parameters"])

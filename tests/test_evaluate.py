@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import _chunks
 import _evaluation
 import _measured_data
+import _networks
 import _scores
 import evaluate
 from _chunks import as_bytes
@@ -209,11 +211,11 @@ def test_of_statistics_classes_come_equally_often_by_the_sampler_named(
 ):
     rows = as_bytes(pixels(60)[:, ::4, ::4, 0].reshape(60, 4) / 127.5 - 1)
     np.savez("edm.npz", mu=rows.mean(0), sigma=np.cov(rows.T))
-    asked, real = [], _evaluation.evaluate
+    asked = []
 
-    def evaluated(model, sampler, *arguments, **options):
-        asked.append((type(sampler), options["labels"]))
-        return real(model, sampler, *arguments, **options)
+    def evaluated(model, sampler, *_, labels, **__):
+        asked.append((type(sampler), labels))
+        raise SystemExit
 
     monkeypatch.setattr(evaluate, "evaluate", evaluated)
     common = {"steps": 1, "statistics": Path("edm.npz"), "out": Path("out")}
@@ -224,7 +226,9 @@ def test_of_statistics_classes_come_equally_often_by_the_sampler_named(
         "dpm-solver": mc.DPMSolver,
     }
     for name in samplers:
-        evaluate.main(evaluate.Config(model, samples=300, sampler=name, **common))
+        config = evaluate.Config(model, samples=300, sampler=name, **common)
+        with pytest.raises(SystemExit):
+            evaluate.main(config)
     assert [kind for kind, _ in asked] == list(samplers.values())
     for _, labels in asked:
         # Of 300 fair draws from three: within four standard deviations.
@@ -701,3 +705,77 @@ def test_a_killed_process_goes_on_with_the_same_result(tmp_path):
     (a,), (b,) = (rows_of(out / "evaluations.csv") for out in (killed, whole))
     different = {name for name in a if a[name] != b[name]}
     assert different == {"command"}
+
+
+class Sure(Corners):
+    """Corners whose logits tell the images apart."""
+
+    def logits(self, features):
+        return 3.0 * features
+
+
+def test_scores_are_those_of_the_samples_against_the_images():
+    rng = np.random.default_rng(0)
+    kept, rest = rng.standard_normal((2, 40, 4))
+    rows = 0.01 * rng.standard_normal((40, 4))
+    whole = Moments.of(np.concatenate([kept, rest]))
+    reference = types.SimpleNamespace(law=whole)
+    data = Data(Sure(), reference, kept, Moments.of(rest))
+    found = _scores.scores(rows, data)
+    # The samples lie close together in the midst of the images.
+    assert found["precision"] == 1.0
+    assert found["recall"] < 0.2
+    assert found["coverage"] < 0.5
+    assert found["inception_deviation"] > 0.0
+    kernel = mc.metrics.kernel_distance(rows, kept, subsets=20, size=20)
+    assert (found["kernel"], found["kernel_error"]) == kernel
+    assert kernel.value > 2 * kernel.error > 0.0
+
+
+def test_classes_come_as_often_as_the_data_have_them():
+    labels = np.repeat(np.arange(2, dtype=np.int32), (90, 10))
+    found = _evaluation.drawn_labels(labels, 1000, 0)
+    assert abs(np.sum(found == 0) - 900) < 4 * np.sqrt(1000 * 0.9 * 0.1)
+
+
+def test_two_models_have_results_of_their_own(images, tmp_path):
+    data = from_images(images, Corners(), tmp_path)
+    options = {"labels": np.zeros(9, np.int32), "samples": 9, "seed": 0}
+    options |= {"against": [data], "folder": tmp_path, "shape": (3, 8, 8)}
+    found = set()
+    for scale in (0.0, 1.0):
+        network = CONFIG.build(key=jax.random.key(0))
+        arrays, rest = eqx.partition(network, eqx.is_array)
+        arrays = jax.tree.map(lambda a, scale=scale: a + scale, arrays)
+        network = eqx.combine(arrays, rest)
+        model = mc.Denoiser(network, mc.Cosine())
+        grid = mc.uniform_grid(1)
+        (row,) = _evaluation.evaluate(model, mc.DDIM(), grid, **options)
+        found |= {row["id"], row["frechet"]}
+    assert len(found) == 4
+
+
+class Halved(Corners):
+    def __call__(self, images):
+        return 0.5 * super().__call__(images)
+
+
+def test_features_of_another_resize_are_not_taken_for_these(images, tmp_path):
+    first = from_images(images, Corners(), tmp_path)
+    other = from_images(images, Halved(resize="halved"), tmp_path)
+    np.testing.assert_allclose(other.kept, 0.5 * first.kept)
+
+
+def test_inceptions_are_loaded_as_they_are_named(monkeypatch):
+    def load(weights, like, **_):
+        return like
+
+    monkeypatch.setattr(_networks.Inception, "load", load)
+    found = {
+        name: _networks.NETWORKS[name](Path("weights"), None)
+        for name in ("inception", "inception-pytorch-fid")
+    }
+    assert found == {
+        "inception": "tensorflow",
+        "inception-pytorch-fid": "pytorch-fid",
+    }

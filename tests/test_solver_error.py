@@ -4,13 +4,20 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import mcmeqx as mc
+
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
+import _methods
+import _problems
 import solver_error
-from _problems import Problem
+from _evaluation import tree_digest
+from _problems import Mixture, Problem, exact_denoiser
 from _tables import read_rows
 
 pytestmark = pytest.mark.usefixtures("as_users_run")
@@ -69,3 +76,74 @@ def test_rows_of_another_teacher_are_not_mixed_in(asked, tmp_path, monkeypatch):
         solver_error.main(config)
     assert (tmp_path / "solver_error_teacher.csv").read_bytes() == before
     assert len(asked) == 3
+
+
+@pytest.mark.slow
+def test_the_flow_of_one_gaussian_is_exact_and_integrators_end_there():
+    rng = np.random.default_rng(0)
+    mean, noise = rng.standard_normal((1, 3)), rng.standard_normal((2, 3))
+    mean, noise = mean.astype(np.float32), noise.astype(np.float32)
+    # Short in sigma / alpha, so that equal steps of it can follow.
+    short = mc.Cosine(logsnr_min=-3.0, logsnr_max=3.0)
+    model = exact_denoiser(Mixture(jnp.asarray(mean), 0.2), short)
+    solved = [
+        jax.vmap(build(short, model, 200))(noise)
+        for build in (_methods.by_ratio, _methods.by_logsnr)
+    ]
+    ends = {mc.Cosine(): [_problems._exact_flow(mean, noise)], short: solved}
+    for schedule, found in ends.items():
+        (a, b), (s, r) = (
+            [float(f(jnp.float32(t))) for t in (1.0, 0.0)]
+            for f in (schedule.alpha, schedule.sigma)
+        )
+        # The flow of a Gaussian keeps (z - alpha mean) over its own deviation.
+        ratio = np.hypot(0.2 * b, r) / np.hypot(0.2 * a, s)
+        for end in found:
+            np.testing.assert_allclose(
+                end, b * mean + ratio * (noise - a * mean), atol=2e-5
+            )
+
+
+def test_every_method_is_run_at_the_evaluations_that_it_says(monkeypatch):
+    asked = []
+
+    def generate(model, sampler, grid, *_, **__):
+        asked.append((sampler, len(grid) - 1))
+
+    monkeypatch.setattr(_methods.mc, "generate", generate)
+    noise = np.ones((2, 2), np.float32)
+    model = exact_denoiser(Mixture(jnp.ones((1, 2), jnp.float32), 1.0), mc.Cosine())
+    rows = np.random.default_rng(0).standard_normal((8, 2))
+    batch = mc.Example(jnp.asarray(rows, jnp.float32))
+    # With labels there are no Runge-Kutta methods of other variables.
+    problem = Problem(model, noise, np.zeros(2, np.int32), batch, noise, None)
+    ts, key = np.linspace(0.0, 1.0, 33), jax.random.key(0)
+    table = mc.measure_x_var(model, batch, ts, key=key)
+    samplers = {
+        "DDIM": mc.DDIM(),
+        "Heun": mc.Heun(),
+        "DPM-Solver++(2M)": mc.DPMSolver(),
+        "aDDIM, analytic x_var": mc.ADDIM(),
+        "aDDIM, measured x_var": mc.ADDIM(table),
+        "aDDIM, norm-balanced": mc.ADDIM(table, balanced=True),
+        "aDDIM, last step as printed": mc.ADDIM(literal=True),
+    }
+    seen = set()
+    for method, number, run in _methods.runs(problem):
+        if "adaptive" in method:
+            continue
+        evaluations, _ = run()
+        sampler, steps = asked.pop()
+        assert evaluations == number
+        if "fixed" in method:
+            assert type(sampler.solver).__name__ == method.split(",")[0]
+            # Dormand and Prince's and Tsitouras's pairs: six new stages a step.
+            inner = len(sampler.stepsize_controller.ts) - 1
+            assert (steps, number) == (1, 6 * inner + 1)
+            continue
+        seen.add(method)
+        assert tree_digest(sampler) == tree_digest(samplers[method])
+        # Karras et al. 2022: Heun's last step is Euler's.
+        assert number == (2 * steps - 1 if method == "Heun" else steps)
+    assert seen <= samplers.keys()
+    assert {"DDIM", "Heun", "aDDIM, measured x_var"} <= seen

@@ -2,11 +2,17 @@
 
 import dataclasses
 import importlib.util
+import io
+import json
 import sys
+import time
+import types
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -16,12 +22,16 @@ from mcmeqx.nets import Stage, UViTConfig
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 import _device
+import _peer_mcmeqx
+import _plain_jax
 import _roofline
 import _work
+import _worker
 import memory
 import overhead
 import throughput
 import versus
+from _rounds import median_and_spread
 from _tables import appended, read_rows
 
 pytestmark = pytest.mark.usefixtures("as_users_run")
@@ -250,13 +260,18 @@ def test_another_size_or_device_voids_a_comparison(monkeypatch, tmp_path):
 
     ended: list[str] = []
     monkeypatch.setattr(versus, "Resident", resident)
-    monkeypatch.setattr(versus.os, "sched_setaffinity", lambda *_: None)
+    kept: list[int] = []
+    monkeypatch.setattr(
+        versus.os, "sched_setaffinity", lambda _, cores: kept.append(len(cores))
+    )
     pair, out = ("mcmeqx", "equinox"), tmp_path / "v.csv"
     with pytest.raises(SystemExit, match="void: equinox differs by more than 1%"):
         versus.main(versus.Config(contestants=pair, jobs=("cd",), out=out))
     with pytest.raises(ValueError, match=r"jobs are cd, got \['cdd'\]"):
         versus.main(versus.Config(contestants=pair, jobs=("cd", "cdd"), out=out))
     assert ended == 2 * ["mcmeqx", "equinox"]
+    # The contestants, started after it, have as many cores as the row says.
+    assert kept == 2 * [versus.Config().cores]
     with pytest.raises(ValueError, match="at most here, got 4096"):
         versus.main(versus.Config(contestants=pair, cores=4096, out=out))
     # As where pip installs PyTorch for GPUs and JAX for the CPU.
@@ -303,3 +318,189 @@ def test_a_run_is_timed_beside_its_steps(tmp_path, monkeypatch):
     share = seconds["saved"] / seconds["steps"] - 1.0
     assert shares["saved"] == pytest.approx(share, abs=1e-2)
     assert all(float(r["first_step_seconds"]) > 0.0 for r in rows)
+
+
+def test_a_rounds_time_is_of_calls_that_were_waited_for_after_a_warm_up(monkeypatch):
+    now, pending, asked = [0.0], [], []
+    costs = iter([9.0, 0.125])
+
+    def run():
+        asked.append(True)
+        pending.append(next(costs, 0.25))
+
+    def wait(_):
+        now[0] += sum(pending)
+        pending.clear()
+
+    clock = types.SimpleNamespace(perf_counter=lambda: now[0])
+    monkeypatch.setattr(throughput, "time", clock)
+    monkeypatch.setattr(throughput.jax, "block_until_ready", wait)
+    assert throughput.seconds(types.SimpleNamespace(run=run), 3) == [0.25] * 3
+    # One that compiles, one that tells how many are half a second, three such rounds.
+    assert len(asked) == 1 + 1 + 3 * 4
+
+
+def test_the_median_and_what_lies_about_it():
+    assert median_and_spread([6.0, 1.0, 2.0]) == (2.0, 2.5)
+
+
+def test_limits_are_ratios_of_what_is_known(monkeypatch):
+    job = types.SimpleNamespace(flops=50)
+    assert _roofline.Limits(flops=100.0, bandwidth=10.0).of(job, 20.0, 2.0) == {
+        "peak_flops": 100.0,
+        "utilisation": 0.25,
+        "arithmetic_ms": 500.0,
+        "traffic_ms": 2000.0,
+        "binds": "traffic",
+    }
+    ticks = iter(range(99))
+    clock = types.SimpleNamespace(perf_counter=lambda: next(ticks))
+    monkeypatch.setattr(_roofline, "time", clock)
+    # An update a second: four bytes read and four written of each number.
+    assert _roofline.bandwidth() == 8 * 2**26
+
+
+def test_a_row_is_built_in_its_precision_and_compared_with_that_ones_peak(monkeypatch):
+    asked = []
+    job = types.SimpleNamespace(flops=8, memory=lambda: 1, compile_seconds=1.0)
+
+    def build(config, name, batch_size, dtype, *, real):
+        asked.append(dtype)
+        return job
+
+    def peak(dtype):
+        asked.append(str(dtype))
+        return 1.0
+
+    monkeypatch.setattr(throughput, "build", build)
+    monkeypatch.setattr(throughput.mc, "matmul_peak", peak)
+    monkeypatch.setattr(throughput, "bandwidth", lambda: 1.0)
+    monkeypatch.setattr(throughput, "traffic_bytes", lambda *_: 1.0)
+    monkeypatch.setattr(throughput, "seconds", lambda job, rounds: [1.0, 2.0, 6.0])
+    row = throughput.row("demo64", "cd", 4, "bfloat16", throughput.Config())
+    assert asked == ["bfloat16", "bfloat16"]
+    assert (row["images_a_second"], row["milliseconds"]) == (2.0, 2000.0)
+    assert row["spread"] == 2.5
+
+
+@pytest.mark.slow
+def test_a_job_costs_its_passes_and_holds_its_state_once():
+    names = ("teacher", "cd", "ct", "sample1")
+    jobs = {name: _work.build(TINY, name, 4, "float32", real=False) for name in names}
+    # Forward and backward are three passes; a target is one more, of a teacher two.
+    passes = {name: job.flops / jobs["sample1"].flops for name, job in jobs.items()}
+    wanted = {"teacher": 3, "ct": 4, "cd": 5, "sample1": 1}
+    assert passes == pytest.approx(wanted, abs=0.25)
+    # Student, average, two moments and teacher; four images and their labels.
+    kept = 5 * 4 * mc.nets.count_parameters(TINY) + 4 * (3 * 8 * 8 + 1) * 4
+    temporary = jobs["cd"].program.memory_analysis().temp_size_in_bytes
+    assert jobs["cd"].memory() - temporary == pytest.approx(kept, rel=0.05)
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+def test_the_plain_peers_sample_and_distil_as_the_formulas_say(steps, monkeypatch):
+    c, calls, ends = 0.3, [], []
+
+    def apply(params, z, t):
+        """v = c z."""
+        calls.append(True)
+        return params * z
+
+    made = _plain_jax.contestant(apply, jnp.float32(c), "1", "NCHW")
+    monkeypatch.setattr(_plain_jax.jax, "block_until_ready", ends.append)
+    made.jobs[f"sample{steps}"]()
+    # A turn of DDIM by an angle d makes (cos d - c sin d) z of z.
+    d = np.pi / 2 / steps
+    noise = np.random.default_rng(0).normal(size=(8, 3, 32, 32))
+    expected = (np.cos(d) - c * np.sin(d)) ** steps * noise
+    np.testing.assert_allclose(ends[-1], expected, atol=1e-4)
+    assert len(calls) == steps
+    calls.clear()
+    made.jobs["cd"]()
+    # Student, target and teacher.
+    assert len(calls) == 3
+    (_, average, _), loss = ends[-1]
+    assert loss.shape == ()
+    # Adam's first step is 1e-4, and the average takes a thousandth of it.
+    assert abs(float(average) - c) < 2e-7
+
+
+def test_the_plain_peers_have_the_loss_of_a_network_that_is_linear():
+    c, taught, key = 0.3, 0.8, jax.random.key(1)
+    x = jnp.ones((64, 3, 2, 2))
+    found = _plain_jax._loss(lambda params, z, t: params * z, c, taught, x, key)
+    time_key, noise_key = jax.random.split(key)
+    n = np.asarray(jax.random.randint(time_key, (64,), 1, 257), float)
+    t, s = n / 256, (n - 1) / 256
+    r = np.floor(s * 8) / 8
+
+    def turn(v, a, b):
+        angle = 0.5 * np.pi * (a - b)
+        return np.cos(angle) - v * np.sin(angle)
+
+    # By the teacher from t to s, by the student on to the segment's end.
+    whole, angle = turn(taught, t, s) * turn(c, s, r), 0.5 * np.pi * (t - r)
+    v = (np.cos(angle) - whole) / np.sin(angle)
+    alpha, sigma, error = (
+        a[:, None, None, None]
+        for a in (np.cos(0.5 * np.pi * t), np.sin(0.5 * np.pi * t), c - v)
+    )
+    z = alpha + sigma * np.asarray(jax.random.normal(noise_key, x.shape))
+    # Of x, weighted by the signal-to-noise ratio plus one: that of v.
+    expected = np.mean((error * z * sigma / np.maximum(sigma, 1e-2)) ** 2)
+    assert float(found) == pytest.approx(expected, rel=1e-2)
+
+
+def test_a_worker_tells_the_processors_time_from_the_clocks(monkeypatch, capsys):
+    monkeypatch.setattr(_worker.sys, "stdin", io.StringIO("nap\n"))
+    nap = {"nap": lambda: time.sleep(0.2)}
+    _worker.serve(_worker.Contestant(1, "1", "cpu", nap))
+    said = json.loads(capsys.readouterr().out.splitlines()[1])
+    assert said["wall"] >= 0.2 > 0.1 > said["cpu"]
+
+
+def test_this_librarys_jobs_are_waited_for(monkeypatch):
+    waited, job = [], types.SimpleNamespace(run=lambda: "end")
+    monkeypatch.setattr(_peer_mcmeqx, "build", lambda *_, **__: job)
+    monkeypatch.setattr(_peer_mcmeqx.jax, "block_until_ready", waited.append)
+    _peer_mcmeqx.contestant().jobs["cd"]()
+    assert waited == ["end"]
+
+
+def test_contestants_are_told_of_cores_and_batch():
+    found = versus.environment(versus.Config(cores=3, batch_size=5))
+    assert (found["OMP_NUM_THREADS"], found["VERSUS_BATCH_SIZE"]) == ("3", "5")
+    assert found["JAX_PLATFORMS"] == "cpu"
+
+
+def test_bare_steps_are_counted_and_waited_for(monkeypatch):
+    did: list[str] = []
+    trainee = object.__new__(overhead.Trainee)
+    trainee._step = lambda _: did.append("step")
+    monkeypatch.setattr(overhead.jax, "block_until_ready", lambda _: did.append("wait"))
+    trainee.bare(None, 3)
+    assert did == ["step", "wait", *["step"] * 3, "wait"]
+
+
+def test_a_runs_steps_are_as_many_and_saved_once_halfway(tmp_path, monkeypatch):
+    asked = {}
+
+    def fit(learner, state, batches, *, callbacks, **options):
+        asked.update(options)
+        # The first callback begins the clock.
+        callbacks[0]()
+        return state
+
+    monkeypatch.setattr(overhead.mc, "fit", fit)
+    trainee = object.__new__(overhead.Trainee)
+    trainee.state, trainee.learner = types.SimpleNamespace(step=61), None
+    trainee.mesh = None
+    pixels, labels = np.zeros((40, 8, 8, 3), np.uint8), np.zeros(40, np.int32)
+    images = mc.data.Images(pixels, labels, ("a",), "n")
+    trainee.whole(images, 60, tmp_path, saved=True)
+    assert asked["steps"] == 61 + 1 + 60
+    saved = [step for step in range(62, 123) if step % asked["save_every"] == 0]
+    assert saved == [61 + 30]
+    assert asked["save"] is not None
+    trainee.whole(images, 60, tmp_path, saved=False)
+    assert asked["save"] is None

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -17,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 import _chunks
 import _evaluation
+import _table_cells
 import _table_data
 import _table_models
 import _table_plot
@@ -28,6 +30,7 @@ from _stages import new_denoiser
 from _table_cells import cells
 from _table_models import student_of, teacher_of
 from _training import Trained
+from matplotlib.figure import Figure
 
 pytestmark = pytest.mark.usefixtures("as_users_run")
 BENCHMARKS = Path(steps_vs_fid.__file__).parent
@@ -74,6 +77,27 @@ def test_table_4_has_the_teacher_steps_that_are_not_the_usual_ones(usual, others
         # Heek et al. 2024, app. A.1: 0.75 of the squared error; DDIM has none of it.
         fraction = {"aDDIM": 0.75, "DDIM": 0.0}.get(name)
         assert getattr(teacher, "x_var_fraction", None) == fraction
+
+
+def test_each_row_is_sampled_by_what_it_is_called(monkeypatch):
+    table = mc.MeasuredVariance(jnp.linspace(0.0, 1.0, 3), jnp.ones(3))
+    monkeypatch.setattr(_table_cells, "_table", lambda model, images: table)
+    samplers = {
+        "DDIM": mc.DDIM(),
+        "Heun": mc.Heun(),
+        "DPM-Solver++(2M)": mc.DPMSolver(),
+        "aDDIM, analytic x_var": mc.ADDIM(),
+        "aDDIM, measured x_var": mc.ADDIM(table),
+        "aDDIM, norm-balanced": mc.ADDIM(table, balanced=True),
+        "aDDIM, last step as printed": mc.ADDIM(literal=True),
+    }
+    seen = set()
+    for cell in cells("ddim"):
+        # The paper samples students by DDIM.
+        name = "DDIM" if cell.student else cell.method
+        assert tree_digest(cell.sampler(None, None)) == tree_digest(samplers[name])
+        seen.add(name)
+    assert seen == set(samplers)
 
 
 @pytest.fixture
@@ -178,7 +202,15 @@ def test_the_sheet_has_a_row_for_each_trained_student(tiny, monkeypatch):
     monkeypatch.setattr(
         _table_sheet, "draw", lambda rows, path, title: drawn.update(rows)
     )
+    taken, real = [], _table_sheet.from_one_noise
+
+    def from_one_noise(models, *arguments):
+        taken.append([steps for _, steps in models.values()])
+        return real(models, *arguments)
+
+    monkeypatch.setattr(_table_sheet, "from_one_noise", from_one_noise)
     steps_vs_fid.main(dataclasses.replace(tiny, only=("CD 2", "CD 1"), seeds=1))
+    assert taken == [[256, 8, 2, 1]]
     assert list(drawn) == [
         "teacher, 256 steps",
         "teacher, 8 steps",
@@ -427,3 +459,124 @@ def test_a_cell_that_is_not_there_is_refused(tiny):
     assert not Path("runs").exists()
     with pytest.raises(ValueError, match="--folder"):
         _table_data.emoji64(None)
+
+
+def test_a_cell_is_measured_of_its_model_on_its_grid_with_its_seeds_labels(
+    tiny, monkeypatch
+):
+    asked, trained = [], []
+
+    def evaluate(model, sampler, grid, *, labels, seed, against, **_):
+        asked.append((model, len(grid) - 1, seed, labels.tolist()))
+        names = [data.network.name for data in against]
+        return [{"frechet": i + 1.0, "network": n} for i, n in enumerate(names)]
+
+    def student(of, teacher, images, work, seed):
+        trained.append((of.name, teacher, seed))
+        return of.name
+
+    monkeypatch.setattr(steps_vs_fid, "evaluate", evaluate)
+    monkeypatch.setattr(steps_vs_fid, "student_of", student)
+    monkeypatch.setattr(steps_vs_fid, "teacher_of", lambda *a: f"teacher {a[2]}")
+    monkeypatch.setattr(steps_vs_fid, "plot", lambda *_: None)
+    monkeypatch.setattr(steps_vs_fid, "sheet", lambda *_: None)
+    only = ("CT 4", "Heun 7", "DDIM 1")
+    table = steps_vs_fid.main(dataclasses.replace(tiny, only=only, seed=3))
+    images = _table_data.fashion_mnist(None).images
+    labels = [_evaluation.drawn_labels(images.labels, 10, s).tolist() for s in (0, 1)]
+    assert labels[0] != labels[1]
+    # Seven evaluations are four steps of Heun.
+    measured = (("ct_4", 4), ("teacher 3", 1), ("teacher 3", 4))
+    assert asked == [(m, n, s, labels[s]) for m, n in measured for s in (0, 1)]
+    assert trained == [("ct_4", "teacher 3", 3)]
+    # The distance of the whole network comes first, that of early blocks beside it.
+    for row in steps_vs_fid.read_rows(table, steps_vs_fid.COLUMNS):
+        assert (row["frechet"], row["frechet_block3"]) == ("1.0", "2.0")
+        assert row["network"] == mc.metrics.EfficientNetLite0.load(None).name
+
+
+def with_preset(**changes):
+    images = _table_data.fashion_mnist(None)
+    preset = dataclasses.replace(images.preset, **changes)
+    return dataclasses.replace(images, preset=preset)
+
+
+def test_rows_say_the_plan_and_the_seed_of_their_model(tiny):
+    images = with_preset(data_anneal=(64.0, 128.0, 9))
+    mc.save_model(images.teacher, new_denoiser(images.preset, jax.random.key(3)))
+    config = dataclasses.replace(tiny, seed=2)
+    every = {cell.name: cell for cell in cells("ddim")}
+    plans = set()
+    # The teacher that there is was trained from no seed of this table's.
+    for name, taught, seed in (
+        ("CT 2", "ct", 2),
+        ("CD 2", "cd", 2),
+        ("DDIM 2", "teacher", 0),
+    ):
+        about = steps_vs_fid._about(every[name], images, "sha256", config)
+        assert (about["plan"], about["training_seed"]) == (images.plan(taught), seed)
+        plans.add(about["plan"])
+    assert len(plans) == 3
+
+
+def test_each_student_is_trained_as_the_preset_says(tiny, tmp_path, monkeypatch):
+    images = with_preset(
+        data_anneal=(64.0, 128.0, 9), iterations=5, teacher_iterations=7
+    )
+    taught = {}
+
+    def train(name, run, loss, model, _, plan, *, grid, key):
+        taught[run.name] = (
+            loss.segments.student_steps,
+            len(grid) - 1,
+            loss.weighting,
+            *(float(loss.teacher_steps(step)) for step in (0, 3000)),
+            plan.iterations,
+            plan.learning_rate,
+        )
+        return Trained(model, "this run", 1, 1.0)
+
+    monkeypatch.setattr(_table_models, "train", train)
+    model = new_denoiser(images.preset, jax.random.key(0))
+    for cell in cells("ddim"):
+        if cell.name in ("CD 4", "CT 2"):
+            student_of(cell.student, model, images, tmp_path, 0)
+    rate, weighting = images.preset.learning_rate, mc.sqrt_snr_plus_one
+    assert rate != images.preset.teacher_learning_rate
+    assert taught == {
+        "cd_4": (4, 4, weighting, 16.0, 32.0, 5, rate),
+        "ct_2": (2, 2, weighting, 64.0, 128.0, 5, rate),
+    }
+
+
+def test_a_panel_draws_means_of_its_own_metric_and_their_range():
+    floors = {"floor": "4", "floor_block3": "0.5"}
+    rows = [
+        {"method": "CD", "evaluations": n, "frechet": "9", "frechet_block3": v} | floors
+        for n, v in (("8", "1"), ("8", "2"), ("8", "6"), ("4", "10"))
+    ]
+    axes = Figure().subplots()
+    _table_plot._panel(axes, rows, *_table_plot.EARLY)
+    (drawn,) = axes.containers
+    x, y = drawn.lines[0].get_data()
+    assert (list(x), list(y)) == ([4, 8], [10.0, 3.0])
+    assert drawn.lines[2][0].get_segments()[1].tolist() == [[8, 1], [8, 6]]
+
+
+@pytest.mark.parametrize("name", ["fashion_mnist", "emoji64"])
+def test_models_learn_from_images_with_headroom_that_are_not_held_out(
+    name, monkeypatch
+):
+    asked = {}
+    pixels, labels = np.zeros((4, 32, 32, 1), np.uint8), np.zeros(4, np.int32)
+    made = mc.data.Images(pixels, labels, ("a",), "few")
+
+    def images(folder, *, split="train", **_):
+        asked["split"] = split
+        return made
+
+    monkeypatch.setattr(mc.data, name, images)
+    found = getattr(_table_data, name)(Path("here"))
+    assert asked == {"split": "train"}
+    assert found.images.headroom == found.preset.headroom == 0.1
+    assert found.teacher.exists()

@@ -25,7 +25,7 @@ class AbstractStore(abc.ABC):
 
     @abc.abstractmethod
     def stamp(self, names: Iterable[str]) -> str:
-        """A text that changes where a file is added to `names`, removed or rewritten."""
+        """A text that changes with the files `names`: another one, or one rewritten."""
 
 
 class Folder(AbstractStore):
