@@ -488,13 +488,20 @@ def deviations(layer) -> float:
 
 
 def test_weights_begin_at_the_size_that_keeps_maps_near_one():
-    keys = jax.random.split(KEY, 6)
-    block = ResNetBlock(96, 160, 128, 0.0, key=keys[0])
-    trunk = TransformerBlock(128, 96, 0.0, 64, key=keys[1])
-    uvit = UViTConfig(16, (Stage("resnet", 64, 1), Stage("transformer", 128, 1)))
-    uvit = uvit.build(key=keys[2])
-    mlp = MLPConfig(64, width=128, depth=2).build(key=keys[3])
-    classes = Embedding(MLPConfig(1, classes=200, embedding=64), key=keys[4]).classes
+    stages = (Stage("resnet", 64, 1), Stage("transformer", 128, 1))
+
+    @eqx.filter_jit
+    def made(key):
+        keys = jax.random.split(key, 5)
+        return (
+            ResNetBlock(96, 160, 128, 0.0, key=keys[0]),
+            TransformerBlock(128, 96, 0.0, 64, key=keys[1]),
+            UViTConfig(16, stages).build(key=keys[2]),
+            MLPConfig(64, width=128, depth=2).build(key=keys[3]),
+            Embedding(MLPConfig(1, classes=200, embedding=64), key=keys[4]).classes,
+        )
+
+    block, trunk, uvit, mlp, classes = made(jax.random.key(0, impl="rbg"))
     ones = [block.conv_in, block.project, trunk.mlp_in, trunk.qkv, uvit.stem]
     ones += [*uvit.narrow_to_wide, *uvit.wide_to_narrow, mlp.first, *mlp.films]
     ones += mlp.layers
@@ -517,7 +524,7 @@ def test_no_two_layers_begin_alike():
         MLPConfig(4, width=4, depth=3, embedding=8),
     ]
     for config in networks:
-        network = eqx.filter_jit(config.build)(key=KEY)
+        network = eqx.filter_jit(config.build)(key=jax.random.key(0, impl="rbg"))
         # Of stacked blocks, each one's.
         rows = [
             np.asarray(part).ravel().tolist()
