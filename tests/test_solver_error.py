@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from named_samplers import samplers_of
 
 import mcmeqx as mc
 
@@ -119,15 +120,7 @@ def test_every_method_is_run_at_the_evaluations_that_it_says(monkeypatch):
     problem = Problem(model, noise, np.zeros(2, np.int32), batch, noise, None)
     ts, key = np.linspace(0.0, 1.0, 33), jax.random.key(0)
     table = mc.measure_x_var(model, batch, ts, key=key)
-    samplers = {
-        "DDIM": mc.DDIM(),
-        "Heun": mc.Heun(),
-        "DPM-Solver++(2M)": mc.DPMSolver(),
-        "aDDIM, analytic x_var": mc.ADDIM(),
-        "aDDIM, measured x_var": mc.ADDIM(table),
-        "aDDIM, norm-balanced": mc.ADDIM(table, balanced=True),
-        "aDDIM, last step as printed": mc.ADDIM(literal=True),
-    }
+    samplers = samplers_of(table)
     seen = set()
     for method, number, run in _methods.runs(problem):
         if "adaptive" in method:

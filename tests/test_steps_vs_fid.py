@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from named_samplers import samplers_of
 
 import mcmeqx as mc
 from mcmeqx.nets import Stage, UViTConfig
@@ -82,15 +83,7 @@ def test_table_4_has_the_teacher_steps_that_are_not_the_usual_ones(usual, others
 def test_each_row_is_sampled_by_what_it_is_called(monkeypatch):
     table = mc.MeasuredVariance(jnp.linspace(0.0, 1.0, 3), jnp.ones(3))
     monkeypatch.setattr(_table_cells, "_table", lambda model, images: table)
-    samplers = {
-        "DDIM": mc.DDIM(),
-        "Heun": mc.Heun(),
-        "DPM-Solver++(2M)": mc.DPMSolver(),
-        "aDDIM, analytic x_var": mc.ADDIM(),
-        "aDDIM, measured x_var": mc.ADDIM(table),
-        "aDDIM, norm-balanced": mc.ADDIM(table, balanced=True),
-        "aDDIM, last step as printed": mc.ADDIM(literal=True),
-    }
+    samplers = samplers_of(table)
     seen = set()
     for cell in cells("ddim"):
         # The paper samples students by DDIM.
