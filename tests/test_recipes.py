@@ -23,9 +23,10 @@ import numpy as np
 import pytest
 import tyro
 from PIL import Image
+from test_stage import Gain
 
 import mcmeqx as mc
-from mcmeqx.nets import AbstractNetwork, Stage, UViTConfig
+from mcmeqx.nets import Stage, UViTConfig
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "recipes"))
 
@@ -168,13 +169,6 @@ def test_ct_starts_from_the_embedded_teacher_and_can_be_measured_again():
     mc.EMOJI_TEACHER.write_bytes(table.read_bytes())
     with pytest.raises(ValueError, match="does not hold a model"):
         ct_imagenet64.main(config)
-
-
-class Gain(AbstractNetwork):
-    a: jax.Array
-
-    def __call__(self, z, logsnr, label=None, *, guidance=None, key=None):
-        return self.a * z
 
 
 def train_gain(folder: str, images, ema_decay: float = 0.9) -> bytes:

@@ -145,7 +145,7 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, str]]:
         if not all(isinstance(name, str) for name in chars.values()):
             raise TypeError("a name in chars.json is no text")
         drawn = {name: _svg(icons, shape) for name, shape in icons["icons"].items()}
-        return drawn, dict(chars)
+        return drawn, chars
     except _UNREADABLE as error:
         text = f"{path} is no iconify tarball, or a damaged one: {error!r}"
         raise ValueError(text) from error

