@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from linear_velocity import target, turn
 
 import mcmeqx as mc
 from mcmeqx.nets import Stage, UViTConfig
@@ -409,10 +410,8 @@ def test_the_plain_peers_sample_and_distil_as_the_formulas_say(steps, monkeypatc
     made = _plain_jax.contestant(apply, jnp.float32(c), "1", "NCHW")
     monkeypatch.setattr(_plain_jax.jax, "block_until_ready", ends.append)
     made.jobs[f"sample{steps}"]()
-    # A turn of DDIM by an angle d makes (cos d - c sin d) z of z.
-    d = np.pi / 2 / steps
     noise = np.random.default_rng(0).normal(size=(8, 3, 32, 32))
-    expected = (np.cos(d) - c * np.sin(d)) ** steps * noise
+    expected = turn(c, 1.0, 1.0 - 1.0 / steps) ** steps * noise
     np.testing.assert_allclose(ends[-1], expected, atol=1e-4)
     assert len(calls) == steps
     calls.clear()
@@ -431,19 +430,10 @@ def test_the_plain_peers_have_the_loss_of_a_network_that_is_linear():
     found = _plain_jax._loss(lambda params, z, t: params * z, c, taught, x, key)
     time_key, noise_key = jax.random.split(key)
     n = np.asarray(jax.random.randint(time_key, (64,), 1, 257), float)
-    t, s = n / 256, (n - 1) / 256
-    r = np.floor(s * 8) / 8
-
-    def turn(v, a, b):
-        angle = 0.5 * np.pi * (a - b)
-        return np.cos(angle) - v * np.sin(angle)
-
-    # By the teacher from t to s, by the student on to the segment's end.
-    whole, angle = turn(taught, t, s) * turn(c, s, r), 0.5 * np.pi * (t - r)
-    v = (np.cos(angle) - whole) / np.sin(angle)
+    angle = 0.5 * np.pi * n / 256
     alpha, sigma, error = (
         a[:, None, None, None]
-        for a in (np.cos(0.5 * np.pi * t), np.sin(0.5 * np.pi * t), c - v)
+        for a in (np.cos(angle), np.sin(angle), c - target(c, taught, n))
     )
     z = alpha + sigma * np.asarray(jax.random.normal(noise_key, x.shape))
     # Of x, weighted by the signal-to-noise ratio plus one: that of v.
