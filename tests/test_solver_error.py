@@ -3,6 +3,7 @@
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -103,6 +104,47 @@ def test_the_flow_of_one_gaussian_is_exact_and_integrators_end_there():
             np.testing.assert_allclose(
                 end, b * mean + ratio * (noise - a * mean), atol=2e-5
             )
+
+
+def test_samples_of_the_teacher_are_judged_by_other_images_and_by_its_flow(monkeypatch):
+    pixels = np.arange(6, dtype=np.uint8)[:, None, None, None] * np.ones(
+        (8, 8, 3), "u1"
+    )
+    labels, asked = np.arange(6, dtype=np.int32), {}
+    images = mc.data.Images(pixels, labels, tuple("abcdef"), "few")
+
+    def flow(model, solver, controller, noise, labels):
+        asked.update(noise=noise, labels=labels)
+        return SimpleNamespace(z=noise + 1.0)
+
+    def moments(network, x):
+        return "flow" if np.array_equal(x, asked["noise"] + 1.0) else "samples"
+
+    def of_data(network, images, rows):
+        asked.update(headroom=images.headroom, rows=rows)
+        return "data"
+
+    metrics = mc.metrics
+    monkeypatch.setattr(mc.data, "openmoji", lambda: images)
+    monkeypatch.setattr(metrics.EfficientNetLite0, "load", lambda: None)
+    monkeypatch.setattr(metrics, "frechet_distance", lambda a, b: (a, b))
+    monkeypatch.setattr(_problems, "data_moments", of_data)
+    monkeypatch.setattr(_problems, "moments_of", moments)
+    monkeypatch.setattr(_problems, "counted_flow", flow)
+    problem = _problems.teacher(2, seed=0)
+    assert problem.noise.shape == (2, 3, 8, 8)
+    assert problem.noise.std() == pytest.approx(1.0, abs=0.2)
+    np.testing.assert_array_equal(problem.exact, problem.noise + 1.0)
+    assert problem.distances is not None
+    found = problem.distances(problem.noise)
+    assert found == (("samples", "data"), ("samples", "flow"))
+    # As the teacher learned, and what is not held out.
+    assert asked["headroom"] == 0.1
+    held = np.asarray(problem.data.label)
+    np.testing.assert_array_equal(problem.labels, held)
+    np.testing.assert_array_equal(asked["labels"], held)
+    assert sorted([*held, *labels[asked["rows"]]]) == [0, 1, 2, 3, 4, 5]
+    assert tree_digest(problem.model) == tree_digest(mc.emoji_teacher())
 
 
 def test_every_method_is_run_at_the_evaluations_that_it_says(monkeypatch):

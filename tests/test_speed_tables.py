@@ -321,6 +321,43 @@ def test_a_run_is_timed_beside_its_steps(tmp_path, monkeypatch):
     assert all(float(r["first_step_seconds"]) > 0.0 for r in rows)
 
 
+def test_what_a_run_costs_beside_its_steps_is_a_ratio_of_medians(
+    tmp_path, monkeypatch, capsys
+):
+    took = {
+        "steps": iter([70.0, 2.0, 90.0, 4.0]),
+        "run": iter([80.0, 1.0, 5.0, 50.0]),
+        "saved": iter([90.0, 6.0, 1.0, 7.0]),
+    }
+
+    class Trainee:
+        """Takes a first step of 9 seconds, and for the others what stands above."""
+
+        def __init__(self, teacher_steps, mesh):
+            pass
+
+        def bare(self, batch, steps):
+            return 9.0, next(took["steps"])
+
+        def whole(self, images, steps, folder, *, saved):
+            return 9.0, next(took["saved" if saved else "run"])
+
+    monkeypatch.setattr(overhead, "Trainee", Trainee)
+    monkeypatch.setattr(overhead, "start", lambda *_, **__: None)
+    monkeypatch.setattr(overhead, "split_batch", lambda batch, mesh: batch)
+    images = types.SimpleNamespace(take=lambda rows: None)
+    monkeypatch.setattr(mc.data, "openmoji", lambda: images)
+    out = tmp_path / "o.csv"
+    shares = overhead.main(overhead.Config(rounds=3, steps=2, out=out))
+    assert shares == {"run": 0.25, "saved": 0.5}
+    said = capsys.readouterr().out
+    assert "run: 25.0% of" in said
+    assert "saved: 50.0% of" in said
+    rows = read_rows(out, overhead.COLUMNS)
+    assert [float(r["seconds"]) for r in rows] == [2, 1, 6, 90, 5, 1, 4, 50, 7]
+    assert {r["first_step_seconds"] for r in rows} == {"9.000"}
+
+
 def test_a_rounds_time_is_of_calls_that_were_waited_for_after_a_warm_up(monkeypatch):
     now, pending, asked = [0.0], [], []
     costs = iter([9.0, 0.125])

@@ -542,6 +542,39 @@ def test_each_student_is_trained_as_the_preset_says(tiny, tmp_path, monkeypatch)
     }
 
 
+def test_a_teacher_without_a_file_is_trained_as_the_preset_says(
+    tiny, tmp_path, monkeypatch
+):
+    taught = with_preset(teacher_iterations=7, label_dropout=0.25)
+    images = dataclasses.replace(taught, teacher=tmp_path / "none.eqx")
+    asked = []
+
+    def train(name, run, loss, model, data, plan, *, grid, key):
+        asked.append((run.name, type(loss), loss.label_dropout, data, plan, key))
+        return Trained(model, "this run", 1, 1.0)
+
+    drawn = []
+    monkeypatch.setattr(_table_models, "train", train)
+    monkeypatch.setattr(
+        _table_models, "new_denoiser", lambda preset, key: drawn.append(key)
+    )
+    for seed in (3, 4):
+        teacher_of(images, tmp_path / str(seed), seed)
+    preset = images.preset
+    assert preset.learning_rate != preset.teacher_learning_rate
+    for (*loss, data, plan, _), seed in zip(asked, (3, 4), strict=True):
+        assert loss == ["teacher", mc.DiffusionLoss, 0.25]
+        assert data is images.images
+        assert (plan.iterations, plan.learning_rate, plan.seed) == (
+            (7, preset.teacher_learning_rate, seed)
+        )
+        assert (plan.batch_size, plan.ema_decay) == (
+            (preset.batch_size, preset.ema_decay)
+        )
+    keys = [*drawn, *(key for *_, key in asked)]
+    assert len({tuple(jax.random.key_data(key).tolist()) for key in keys}) == 4
+
+
 def test_a_panel_draws_means_of_its_own_metric_and_their_range():
     floors = {"floor": "4", "floor_block3": "0.5"}
     rows = [
