@@ -75,17 +75,21 @@ SLOWER = [
 ]
 
 
+HALF = Cosine(-10.0, 10.0)
+MODELS = {
+    "mlp": lambda: Denoiser(moved(MLP), Cosine()),
+    "taking a scale": lambda: with_guidance_input(
+        Denoiser(moved(MLP), Shifted(64, 32, 64, HALF), x_prediction)
+    ),
+    "uvit": lambda: Denoiser(moved(UVIT), HALF, eps_prediction, jnp.dtype("bfloat16")),
+    "unet": lambda: Denoiser(moved(UNET), HALF),
+}
+
+
 @functools.cache
-def models():
-    half = Cosine(-10.0, 10.0)
-    return {
-        "mlp": Denoiser(moved(MLP), Cosine()),
-        "taking a scale": with_guidance_input(
-            Denoiser(moved(MLP), Shifted(64, 32, 64, half), x_prediction)
-        ),
-        "uvit": Denoiser(moved(UVIT), half, eps_prediction, jnp.dtype("bfloat16")),
-        "unet": Denoiser(moved(UNET), half),
-    }
+def model_of(name):
+    """Made when first asked for: most tests need but one."""
+    return MODELS[name]()
 
 
 def save_step(folder, model, step):
@@ -113,7 +117,7 @@ def save_step(folder, model, step):
     ],
 )
 def test_a_model_comes_back_from_each_kind_of_file(tmp_path, name):
-    model = models()[name]
+    model = model_of(name)
     assert jax.tree.structure(rebuild(describe(model))) == jax.tree.structure(model)
     save_model(tmp_path / "a.eqx", model)
     export_weights(tmp_path / "a.safetensors", model)
@@ -130,7 +134,7 @@ def test_a_model_comes_back_from_each_kind_of_file(tmp_path, name):
 
 
 def test_what_no_file_could_give_back_is_not_written(tmp_path):
-    model = models()["mlp"]
+    model = model_of("mlp")
     half = jax.tree.map(lambda a: a.astype(jnp.bfloat16), model)
     with pytest.raises(ValueError, match=r"is bfloat16\[.*\], not float32"):
         export_weights(tmp_path / "a.safetensors", half)
@@ -151,7 +155,7 @@ def test_what_no_file_could_give_back_is_not_written(tmp_path):
 
 
 def test_a_model_of_shapes_takes_no_files_place(tmp_path):
-    path, model = tmp_path / "a.eqx", models()["mlp"]
+    path, model = tmp_path / "a.eqx", model_of("mlp")
     save_model(path, model)
     before = path.read_bytes()
     shapes = eqx.filter_eval_shape(lambda: model)
@@ -174,7 +178,7 @@ def test_numpys_float64_comes_back_in_the_precision_of_jax(tmp_path):
 
 
 def test_what_is_no_model_file_says_why(tmp_path):
-    path, model = tmp_path / "a.eqx", models()["mlp"]
+    path, model = tmp_path / "a.eqx", model_of("mlp")
     save_model(path, model)
     content = path.read_bytes()
     for damaged, words in (
@@ -188,7 +192,7 @@ def test_what_is_no_model_file_says_why(tmp_path):
 
 
 def test_a_header_of_other_kinds_of_values_is_damage(tmp_path):
-    path, model = tmp_path / "a.eqx", models()["mlp"]
+    path, model = tmp_path / "a.eqx", model_of("mlp")
     save_model(path, model)
     head, _, rest = path.read_bytes().partition(b"\n")
     damaged = (
@@ -236,7 +240,7 @@ def test_a_part_that_is_not_the_librarys_is_named(tmp_path):
 
 @pytest.mark.slow
 def test_the_field_that_differs_is_named_and_dropout_may(tmp_path):
-    path, model = tmp_path / "a.eqx", models()["uvit"]
+    path, model = tmp_path / "a.eqx", model_of("uvit")
     save_model(path, model)
 
     def like(**changes):
@@ -258,7 +262,7 @@ def test_the_field_that_differs_is_named_and_dropout_may(tmp_path):
 
 @pytest.mark.slow
 def test_a_file_of_before_a_field_existed_has_its_default(tmp_path):
-    path, model = tmp_path / "a.eqx", models()["uvit"]
+    path, model = tmp_path / "a.eqx", model_of("uvit")
     save_model(path, model)
     head, _, rest = path.read_bytes().partition(b"\n")
     about = json.loads(head)
@@ -273,7 +277,7 @@ def test_a_file_of_before_a_field_existed_has_its_default(tmp_path):
 
 
 def test_a_file_that_comes_while_an_export_is_written_is_kept(tmp_path, monkeypatch):
-    path, model, real = tmp_path / "a.safetensors", models()["mlp"], os.fsync
+    path, model, real = tmp_path / "a.safetensors", model_of("mlp"), os.fsync
 
     def meanwhile(descriptor):
         path.write_text("another's")
@@ -292,7 +296,7 @@ def test_a_file_that_comes_while_an_export_is_written_is_kept(tmp_path, monkeypa
 
 
 def test_damaged_weights_are_refused_and_a_file_is_never_replaced(tmp_path):
-    path, model = tmp_path / "a.safetensors", models()["mlp"]
+    path, model = tmp_path / "a.safetensors", model_of("mlp")
     export_weights(path, model)
     with pytest.raises(FileExistsError, match=r"a\.safetensors exists: delete it"):
         export_weights(path, model)
@@ -323,7 +327,7 @@ def test_damaged_weights_are_refused_and_a_file_is_never_replaced(tmp_path):
 def test_the_command_that_installs_what_is_missing_is_named(tmp_path, monkeypatch):
     for name in ("safetensors", "safetensors.numpy", "flatbuffers"):
         monkeypatch.setitem(sys.modules, name, None)
-    model, path = models()["mlp"], tmp_path / "a.safetensors"
+    model, path = model_of("mlp"), tmp_path / "a.safetensors"
     path.touch()
     for use in (
         lambda: load(path),
@@ -337,7 +341,7 @@ def test_the_command_that_installs_what_is_missing_is_named(tmp_path, monkeypatc
 
 def test_what_is_no_checkpoint_is_refused(tmp_path):
     run = tmp_path / "run"
-    save_step(run, models()["mlp"], 4)
+    save_step(run, model_of("mlp"), 4)
     with pytest.raises(FileNotFoundError, match="absent"):
         load(tmp_path / "absent")
     (tmp_path / "evaluation_seed_0").mkdir()
@@ -500,7 +504,7 @@ def test_an_exported_sampler_refuses_what_it_cannot_take(tmp_path):
 
 
 def test_labels_are_whole_numbers_one_a_row(tmp_path):
-    model, noise = models()["mlp"], np.ones((2, 2), "f4")
+    model, noise = model_of("mlp"), np.ones((2, 2), "f4")
     export_sampler(tmp_path / "a", model, DDIM(), uniform_grid(1), (2,), labelled=True)
     run = load_sampler(tmp_path / "a")
     with pytest.raises(ValueError, match="needs labels, got None"):
