@@ -315,9 +315,10 @@ def test_losses_and_target_norms_are_averaged_within_each_segment():
     state = start(made)
     keys = jax.random.split(jax.random.fold_in(state.key, 0), 8)
     one = eqx.filter_jit(lambda x, key: loss(state.model, Example(x), step=0, key=key))
+    draw = jax.jit(lambda key: loss.segments.draw(16, key=jax.random.split(key, 4)[0]))
     for x, key in zip(batch.x, keys, strict=True):
         value, _ = one(jnp.asarray(x), key)
-        times = loss.segments.draw(16, key=jax.random.split(key, 4)[0])
+        times = draw(key)
         by_hand.setdefault(1 + int(float(times.r) * 4), []).append(float(value))
     (metrics,) = seen
     found = {k: v for k, v in metrics.items() if k.startswith("segment_loss")}
@@ -328,7 +329,8 @@ def test_losses_and_target_norms_are_averaged_within_each_segment():
     assert len(norms) == len(expected)
     # With the data for a teacher and one step a segment the target is the data.
     exact = MultistepConsistencyLoss(DataTeacher(), Segments(4), lambda step: 4)
-    _, told = exact(state.model, Example(jnp.asarray(batch.x[0])), step=0, key=KEY)
+    one = eqx.filter_jit(lambda x: exact(state.model, Example(x), step=0, key=KEY))
+    _, told = one(jnp.asarray(batch.x[0]))
     ratio = told["segment_target_norm"]
     assert float(jnp.nansum(ratio.over())) == pytest.approx(
         float(np.sqrt(np.mean(batch.x[0] ** 2))), rel=1e-4
