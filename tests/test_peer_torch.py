@@ -47,18 +47,13 @@ def linear():
 @pytest.fixture
 def peer(linear, monkeypatch):
     """The contestant's module, which finds no GPU."""
-    torch = pytest.importorskip("torch")
-    stand_in = types.ModuleType("diffusers")
-    monkeypatch.setattr(stand_in, "__version__", "0", raising=False)
+    stand_in = types.SimpleNamespace(__version__="0")
     monkeypatch.setitem(sys.modules, "diffusers", stand_in)
-    monkeypatch.delitem(sys.modules, "_peer_torch", raising=False)
-    threads = torch.get_num_threads()
     import _peer_torch
 
     monkeypatch.setattr(_peer_torch, "GPU", False)
-    yield _peer_torch
-    torch.set_num_threads(threads)
-    del sys.modules["_peer_torch"]
+    monkeypatch.setattr(_peer_torch.torch, "set_num_threads", lambda count: None)
+    return _peer_torch
 
 
 @pytest.mark.parametrize("steps", [1, 4])
