@@ -43,12 +43,13 @@ FAKE = (RNG.normal(size=(400, 64)) * 0.9 + 0.2).astype(np.float32)
 @pytest.fixture(scope="module", autouse=True)
 def torchvision():
     """Imported by all of them; its operators, which none needs, want torch's build."""
-    torch = pytest.importorskip("torch")
+    import torch
+
     library = torch.library.Library("torchvision", "FRAGMENT")
     for name in ("nms", "qnms"):
         with contextlib.suppress(RuntimeError):
             library.define(f"{name}(Tensor boxes, Tensor scores, float at) -> Tensor")
-    return pytest.importorskip("torchvision")
+    import torchvision  # noqa: F401
 
 
 def tensor(array: np.ndarray):

@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.oracle, pytest.mark.filterwarnings("default")]
 @pytest.fixture
 def linear():
     """A network v = c z, which notes when it and its copies are asked, and which."""
-    torch = pytest.importorskip("torch")
+    import torch
 
     class Linear(torch.nn.Module):
         def __init__(self, c):
